@@ -1,0 +1,13 @@
+#include "cpp/bindings/bindings.h"
+
+PYBIND11_MODULE(_core, m) {
+  using namespace pagedcore::bindings;
+  m.doc() = "libpagedcore for Python. The public names are those of the package pagedcore.";
+  bind_error(m);
+  bind_memory(m);
+  bind_scheduler(m);
+  bind_ops(m);
+  bind_model(m);
+  bind_sampling(m);
+  bind_engine(m);
+}

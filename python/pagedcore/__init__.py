@@ -1,0 +1,1 @@
+"""pagedcore: serve language models from a library, with a paged KV cache."""
