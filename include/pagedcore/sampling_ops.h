@@ -56,6 +56,8 @@ struct SampleParams {
   std::int64_t vocab_size = 0;
   std::span<const SampleRow> samples;
   SampleOutputs outputs;
+  void* workspace = nullptr;  // in the backend's memory, Backend::sample_workspace_bytes() of it
+  std::int64_t workspace_bytes = 0;
 };
 
 }  // namespace pagedcore
