@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "cpp/backend/cpu/kernels/sample.h"
 #include "cpp/backend/cpu/memory.h"
 #include "pagedcore/error.h"
 
@@ -30,6 +31,10 @@ void CpuBackend::upload(void* dst, const void* host_src, std::int64_t bytes) {
 
 void CpuBackend::download(void* host_dst, const void* src, std::int64_t bytes) {
   if (bytes > 0) std::memcpy(host_dst, src, bytes);
+}
+
+std::int64_t CpuBackend::sample_workspace_bytes(std::int64_t vocab_size, std::int32_t) const {
+  return pool_.size() * sample_workspace_bytes_per_thread(vocab_size);
 }
 
 void* CpuBackend::allocate_host(std::int64_t bytes) { return allocate_aligned(bytes); }

@@ -20,6 +20,8 @@ class CpuBackend final : public Backend {
   void upload(void* dst, const void* host_src, std::int64_t bytes) override;
   void download(void* host_dst, const void* src, std::int64_t bytes) override;
   void reserve_steps(std::int32_t, std::int32_t, std::int64_t) override {}
+  std::int64_t sample_workspace_bytes(std::int64_t vocab_size,
+                                      std::int32_t max_samples) const override;
   ForwardBatch stage(const ForwardBatch& host_batch) override { return host_batch; }
   void* allocate_host(std::int64_t bytes) override;
   void free_host(void* data) noexcept override;
