@@ -9,6 +9,5 @@ void linear(const LinearParams&, ThreadPool&) { PAGEDCORE_CHECK(false, "pending"
 void rope_and_cache(const RopeAndCacheParams&, ThreadPool&) { PAGEDCORE_CHECK(false, "pending"); }
 void paged_attention(const ForwardBatch&, const PagedAttentionParams&, ThreadPool&) { PAGEDCORE_CHECK(false, "pending"); }
 void gated_activation(const GatedActivationParams&, ThreadPool&) { PAGEDCORE_CHECK(false, "pending"); }
-void sample(const SampleParams&, ThreadPool&) { PAGEDCORE_CHECK(false, "pending"); }
 
 }
