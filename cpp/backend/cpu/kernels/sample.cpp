@@ -271,7 +271,8 @@ class Sampler {
 
 }  // namespace
 
-void sample(const SampleParams& params, ThreadPool& pool) {
+void sample(const SampleParams& params, Context& context) {
+  ThreadPool& pool = context.pool;
   const auto num_samples = static_cast<std::int64_t>(params.samples.size());
   if (pool.size() == 1 || num_samples * params.vocab_size < kMinLogitsForPool) {
     Sampler sampler(params, 0);
