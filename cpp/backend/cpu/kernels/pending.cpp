@@ -6,6 +6,5 @@ void linear(const LinearParams&, Context&) { __builtin_trap(); }
 void paged_attention(const ForwardBatch&, const PagedAttentionParams&, Context&) {
   __builtin_trap();
 }
-void sample(const SampleParams&, Context&) { __builtin_trap(); }
 
 }  // namespace pagedcore::cpu::PAGEDCORE_ISA
