@@ -55,17 +55,18 @@ struct SampleRow {
 
 // Logprobs are of the model's own distribution: log_softmax of the row before any of the above.
 struct SampleOutputs {
-  std::span<TokenId> tokens;        // [num_samples]
-  std::span<float> logprobs;        // [num_samples] of the token taken; empty: not wanted
-  std::span<std::int32_t> ranks;    // [num_samples] 1: most likely; empty: not wanted
+  std::span<TokenId> tokens;      // [num_samples]
+  std::span<float> logprobs;      // [num_samples] of the token taken; empty: not wanted
+  std::span<std::int32_t> ranks;  // [num_samples] 1: most likely; empty: not wanted
   std::int32_t max_top = 0;
-  std::span<TokenId> top_tokens;    // [num_samples, max_top], most likely first; ties: lower id
-  std::span<float> top_logprobs;    // [num_samples, max_top]
+  std::span<TokenId> top_tokens;  // [num_samples, max_top], most likely first; ties: lower id
+  std::span<float> top_logprobs;  // [num_samples, max_top]
 };
 
 // Turns rows of logits into tokens. The outputs are host memory and valid on return.
 struct SampleParams {
-  const float* logits = nullptr;  // [num_rows, vocab_size], in the backend's memory; kept as they are
+  const float* logits =
+      nullptr;  // [num_rows, vocab_size], in the backend's memory; kept as they are
   std::int64_t num_rows = 0;
   std::int64_t vocab_size = 0;
   std::span<const SampleRow> samples;
