@@ -108,41 +108,29 @@ class LinearRunner {
 
   void finish(const Panel<F>& panel, std::int64_t row, int num_rows, const float* sums) const {
     store_outputs(params_, panel.range, row, num_rows, sums, kPanelWidth,
-                  panel.num_groups * kLanes);
+                  gated_ ? panel.num_groups * kLanes : 0);
   }
 
   void stream(const Panel<F>& panel, const Panel<F>& next_panel) {
     const int num_rows = static_cast<int>(row_end_ - row_);
     const Operand* x[kStreamRows];
     rows_of_x(row_, kStreamRows, 0, x);
-    const auto address = [&](int i) {
-      const Block<F>& block = i < panel.num_blocks ? panel.blocks[i]
-                                                   : next_panel.blocks[i - panel.num_blocks];
-      return reinterpret_cast<const char*>(block.data);
-    };
-    for (int i = 0; i < panel.num_blocks;) {
-      const int count = num_rows <= 2 && panel.num_blocks - i >= 2 ? 2 : 1;
-      const char* next[2] = {address(i + count), address(i + count + (next_panel.num_blocks > 1))};
-      stream_some(panel.blocks + i, next, num_rows, count, x, sums_ + i * kLanes);
-      i += count;
+    for (int i = 0; i < panel.num_blocks; ++i) {
+      const bool last = i + 1 == panel.num_blocks;
+      const Block<F>& next = last ? next_panel.blocks[0] : panel.blocks[i + 1];
+      stream_some(panel.blocks[i], reinterpret_cast<const char*>(next.data), num_rows, x,
+                  sums_ + i * kLanes);
     }
     finish(panel, row_, num_rows, sums_);
   }
 
-  void stream_some(const Block<F>* blocks, const char* const* next, int num_rows, int num_blocks,
-                   const Operand* const* x, float* sums) const {
+  void stream_some(const Block<F>& block, const char* next, int num_rows, const Operand* const* x,
+                   float* sums) const {
     const std::int64_t k = params_.in_features;
-    if (num_rows == 1) {
-      num_blocks == 2 ? stream_blocks<F, 1, 2>(blocks, next, k, x, sums)
-                      : stream_blocks<F, 1, 1>(blocks, next, k, x, sums);
-    } else if (num_rows == 2) {
-      num_blocks == 2 ? stream_blocks<F, 2, 2>(blocks, next, k, x, sums)
-                      : stream_blocks<F, 2, 1>(blocks, next, k, x, sums);
-    } else if (num_rows <= 4) {
-      stream_blocks<F, 4, 1>(blocks, next, k, x, sums);
-    } else {
-      stream_blocks<F, 8, 1>(blocks, next, k, x, sums);
-    }
+    if (num_rows == 1) return stream_block<F, 1>(block, next, k, x, sums);
+    if (num_rows == 2) return stream_block<F, 2>(block, next, k, x, sums);
+    if (num_rows <= 4) return stream_block<F, 4>(block, next, k, x, sums);
+    stream_block<F, 8>(block, next, k, x, sums);
   }
 
   void multiply(const Panel<F>& panel, const Panel<F>& next_panel, bool has_next) {

@@ -93,26 +93,52 @@ inline void store_n(T* p, Vec a, int n) {
   for (int i = 0; i < n; ++i) p[i] = copy[i];
 }
 
-// Lane j of rows[i] becomes lane i of rows[j].
-[[gnu::always_inline]] inline void transpose(Vec (&rows)[kLanes]) {
-  Vec a[8], b[8];
-#pragma GCC unroll 4
-  for (int i = 0; i < 8; i += 2) {
-    a[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
-    a[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
-  }
+// 128-bit group g of lanes holds numbers 4c .. 4c + 3 of row 4g + r in quads[4c + r]; makes
+// numbers[i] from that: number i of all rows, in their order.
+[[gnu::always_inline]] inline void transpose_quads(const Vec (&quads)[8], Vec (&numbers)[8]) {
 #pragma GCC unroll 2
   for (int i = 0; i < 8; i += 4) {
-    b[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44);
-    b[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xee);
-    b[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44);
-    b[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+    const Vec low01 = _mm256_unpacklo_ps(quads[i], quads[i + 1]);
+    const Vec high01 = _mm256_unpackhi_ps(quads[i], quads[i + 1]);
+    const Vec low23 = _mm256_unpacklo_ps(quads[i + 2], quads[i + 3]);
+    const Vec high23 = _mm256_unpackhi_ps(quads[i + 2], quads[i + 3]);
+    numbers[i] = _mm256_shuffle_ps(low01, low23, 0x44);
+    numbers[i + 1] = _mm256_shuffle_ps(low01, low23, 0xee);
+    numbers[i + 2] = _mm256_shuffle_ps(high01, high23, 0x44);
+    numbers[i + 3] = _mm256_shuffle_ps(high01, high23, 0xee);
   }
+}
+
+// Lane j of rows[i] becomes lane i of rows[j].
+[[gnu::always_inline]] inline void transpose(Vec (&rows)[kLanes]) {
+  Vec quads[8];
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    rows[i] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
-    rows[i + 4] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
+  for (int r = 0; r < 4; ++r) {
+    quads[r] = _mm256_permute2f128_ps(rows[r], rows[4 + r], 0x20);
+    quads[4 + r] = _mm256_permute2f128_ps(rows[r], rows[4 + r], 0x31);
   }
+  transpose_quads(quads, rows);
+}
+
+// units[j] becomes the 32-bit units j, from rows[i] + byte_offset, of all rows i. Halves that the
+// load puts together need no shuffle.
+[[gnu::always_inline]] inline void load_transposed(const void* const (&rows)[kLanes],
+                                                   std::int64_t byte_offset,
+                                                   Vec (&units)[kLanes]) {
+  const auto load_quad = [&](int row, int quad) __attribute__((always_inline)) {
+    return _mm_loadu_ps(reinterpret_cast<const float*>(static_cast<const char*>(rows[row]) +
+                                                       byte_offset + 16 * quad));
+  };
+  Vec quads[8];
+#pragma GCC unroll 2
+  for (int c = 0; c < 2; ++c) {
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+      quads[4 * c + r] = _mm256_insertf128_ps(_mm256_castps128_ps256(load_quad(r, c)),
+                                              load_quad(4 + r, c), 1);
+    }
+  }
+  transpose_quads(quads, units);
 }
 
 inline void prefetch_l1(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

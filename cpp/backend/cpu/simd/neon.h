@@ -77,6 +77,17 @@ inline void store_n(T* p, Vec a, int n) {
   rows[3] = vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1]));
 }
 
+// units[j] becomes the 32-bit units j, from rows[i] + byte_offset, of all rows i.
+[[gnu::always_inline]] inline void load_transposed(const void* const (&rows)[kLanes],
+                                                   std::int64_t byte_offset,
+                                                   Vec (&units)[kLanes]) {
+  for (int i = 0; i < kLanes; ++i) {
+    const auto* bytes = static_cast<const std::uint8_t*>(rows[i]) + byte_offset;
+    units[i] = vreinterpretq_f32_u8(vld1q_u8(bytes));
+  }
+  transpose(units);
+}
+
 inline void prefetch_l1(const void* p) { __builtin_prefetch(p, 0, 3); }
 inline void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
