@@ -33,7 +33,7 @@ PUBLIC_HEADERS = {
     "tensor": ["dtype.h", "tensor.h"],
     "backend": ["backend.h", "forward_batch.h", "kv_cache.h", "ops.h", "sampling_ops.h"],
     "model": ["decoder.h", "model_config.h"],
-    "engine": ["engine.h", "sampling_params.h"],
+    "engine": ["engine.h", "engine_config.h", "request.h", "sampling_params.h", "stats.h"],
     "capi": ["c_api.h"],
 }
 MODULE_OF_HEADER = {h: module for module, headers in PUBLIC_HEADERS.items() for h in headers}
@@ -41,8 +41,8 @@ MODULE_OF_HEADER = {h: module for module, headers in PUBLIC_HEADERS.items() for 
 # Python modules from the bottom up; one may import only from the rows above its own.
 PYTHON_LAYERS = [
     ["_core"],
-    ["tensors", "ops", "text", "chat_template", "sampling_params", "outputs"],
-    ["config", "safetensors_file"],
+    ["interrupts", "ops", "outputs", "sampling_params", "tensors", "text"],
+    ["chat_template", "config", "engine_options", "live_request", "prompts", "safetensors_file"],
     ["checkpoint"],
     ["llm"],
     ["cli", "__main__"],
