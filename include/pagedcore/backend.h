@@ -123,7 +123,7 @@ class PAGEDCORE_API Backend {
 
 struct CpuBackendOptions {
   int num_threads = 0;  // 0: as many as this process may use
-  std::string isa;      // "avx2", "avx512", "avx512_bf16", "neon"; empty: PAGEDCORE_ISA, else the best
+  std::string isa;  // "avx2", "avx512", "avx512_bf16", "neon"; empty: PAGEDCORE_ISA, else the best
 };
 PAGEDCORE_API std::unique_ptr<Backend> make_cpu_backend(const CpuBackendOptions& options = {});
 

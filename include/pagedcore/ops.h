@@ -92,9 +92,9 @@ struct RopeAndCacheParams {
   const std::int32_t* positions = nullptr;  // [num_tokens]
   const std::int64_t* slots = nullptr;      // [num_tokens]; -1: do not store
   const float* cos_sin = nullptr;  // [positions, rotary_dim]: cosines, then sines; null: no rope
-  std::int64_t rotary_dim = 0;   // dimensions that turn, pairs (i, i + rotary_dim / 2)
-  const void* q_norm = nullptr;  // [head_dim]
-  const void* k_norm = nullptr;  // [head_dim]
+  std::int64_t rotary_dim = 0;     // dimensions that turn, pairs (i, i + rotary_dim / 2)
+  const void* q_norm = nullptr;    // [head_dim]
+  const void* k_norm = nullptr;    // [head_dim]
   DType norm_dtype = DType::kFloat32;
   float epsilon = 1e-6f;
   void* query = nullptr;  // out: [num_tokens, num_heads, head_dim]
