@@ -58,6 +58,7 @@ CPP_FILES = sorted(
 LIBRARY_FILES = [p for p in CPP_FILES if p.relative_to(ROOT).parts[0] in ("include", "cpp", "cuda")]
 PYTHON_FILES = sorted((ROOT / "python" / "pagedcore").rglob("*.py"))
 
+TEMPLATE_FOLDERS = ("kernels", "simd")  # whose headers are sources
 HEADER_LINES, SOURCE_LINES, COLUMNS = 160, 420, 100  # "about" 150 and 400, and 100 exactly
 
 
@@ -127,7 +128,8 @@ def test_no_conditional_compilation(path):
 @pytest.mark.parametrize("path", [*CPP_FILES, *PYTHON_FILES], ids=relative)
 def test_files_stay_short_narrow_and_ascii(path):
     lines = read(path).splitlines()
-    limit = HEADER_LINES if path.suffix in (".h", ".cuh") else SOURCE_LINES
+    is_interface = path.suffix in (".h", ".cuh") and path.parent.name not in TEMPLATE_FOLDERS
+    limit = HEADER_LINES if is_interface else SOURCE_LINES
     assert len(lines) <= limit, f"{relative(path)} has {len(lines)} lines, more than {limit}"
     wide = [i for i, line in enumerate(lines, 1) if len(line) > COLUMNS]
     assert not wide, f"{relative(path)}: lines {wide} are wider than {COLUMNS} columns"

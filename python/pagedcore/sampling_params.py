@@ -164,7 +164,7 @@ def _bias(name: str, value: object) -> list[tuple[int, float]]:
 
 def _early_stopping(name: str, value: object) -> bool | str:
     if value is True or value is False or value == "never":
-        return value  # type: ignore[return-value]
+        return value
     raise InvalidArgument(f'{name} must be True, False or "never", got {value!r}')
 
 
