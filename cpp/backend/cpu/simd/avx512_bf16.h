@@ -1,0 +1,41 @@
+#pragma once
+
+#include "cpp/backend/cpu/simd/avx512_base.h"
+
+namespace pagedcore::cpu::PAGEDCORE_ISA {
+
+inline constexpr bool kHasBf16Dot = true;
+
+inline __m256i narrow(BFloat16, Vec a) {
+  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a));
+}
+
+// Arithmetic on pairs of bfloat16: a Vec holds kLanes of them, as they lie in memory.
+struct Bf16Dot {
+  // 2 * kLanes numbers, and the first n of them (the rest 0).
+  static Vec load_pairs(const BFloat16* p) { return _mm512_loadu_ps(p); }
+  static Vec load_pairs_n(const BFloat16* p, int n) {
+    const auto mask = static_cast<__mmask32>((std::uint64_t{1} << n) - 1);
+    return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(mask, p));
+  }
+  // One pair in every lane.
+  static Vec splat_pair(const BFloat16* p) {
+    std::int32_t pair;
+    __builtin_memcpy(&pair, p, sizeof(pair));
+    return _mm512_castsi512_ps(_mm512_set1_epi32(pair));
+  }
+  // Pairs (a[i], b[i]) of the first n <= kLanes numbers; (a[i], 0) where b is null.
+  static Vec zip_pairs(const BFloat16* a, const BFloat16* b, int n) {
+    const __mmask16 mask = first_lanes(n);
+    const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, a));
+    if (b == nullptr) return _mm512_castsi512_ps(low);
+    const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, b));
+    return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+  }
+  // acc + a[2i] * b[2i] + a[2i + 1] * b[2i + 1] in each lane i: two roundings, in the processor's order.
+  static Vec dot_pairs(Vec acc, Vec a, Vec b) {
+    return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+  }
+};
+
+}  // namespace pagedcore::cpu::PAGEDCORE_ISA
