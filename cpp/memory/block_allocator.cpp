@@ -118,7 +118,8 @@ std::vector<std::string> BlockAllocator::check_invariants() const {
                                       ", not to ", prev));
     }
     if (!entry.reusable && in_cached_part) {
-      report.push_back(detail::concat("allocator: free block ", block, " stands behind a cached one"));
+      report.push_back(
+          detail::concat("allocator: free block ", block, " stands behind a cached one"));
     }
   }
   for (BlockId block = 0; block < num_blocks_; ++block) {

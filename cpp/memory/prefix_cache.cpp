@@ -76,9 +76,9 @@ PrefixCache::SaltId PrefixCache::acquire_salt(std::string_view salt) {
 }
 
 void PrefixCache::release_salt(SaltId salt) {
-  PAGEDCORE_REQUIRE(salt >= 0 && salt < static_cast<SaltId>(roots_.size()) &&
-                        roots_[salt].num_users > 0,
-                    "release_salt: unknown salt id ", salt);
+  PAGEDCORE_REQUIRE(
+      salt >= 0 && salt < static_cast<SaltId>(roots_.size()) && roots_[salt].num_users > 0,
+      "release_salt: unknown salt id ", salt);
   drop_root_user(salt);
 }
 
@@ -129,8 +129,8 @@ BlockId PrefixCache::find_full(BlockId parent, std::uint64_t hash,
   return -1;
 }
 
-std::pair<BlockId, std::int32_t> PrefixCache::find_partial(
-    BlockId parent, std::span<const TokenId> tokens) const {
+std::pair<BlockId, std::int32_t> PrefixCache::find_partial(BlockId parent,
+                                                           std::span<const TokenId> tokens) const {
   std::pair<BlockId, std::int32_t> best{-1, 0};
   BlockId child = first_child_of(parent);
   for (int i = 0; child >= 0 && i < kMaxPartialCandidates; ++i) {

@@ -53,7 +53,8 @@ void SchedulerCore::require_feasible(const GroupSpec& spec) const {
 
 Sequence& SchedulerCore::add(const GroupSpec& spec) {
   require_feasible(spec);
-  if (config_.max_waiting > 0 && static_cast<std::int32_t>(waiting_.size()) >= config_.max_waiting) {
+  if (config_.max_waiting > 0 &&
+      static_cast<std::int32_t>(waiting_.size()) >= config_.max_waiting) {
     throw QueueFull(detail::concat("the waiting queue is full: ", waiting_.size(),
                                    " requests wait, max_waiting is ", config_.max_waiting));
   }
@@ -109,9 +110,9 @@ Sequence& SchedulerCore::fork(Sequence& sequence, std::int32_t num_tokens) {
   std::vector<TokenId> tokens;
   tokens.reserve(group.max_total_tokens_);
   tokens.assign(sequence.tokens_.begin(), sequence.tokens_.begin() + num_tokens);
-  auto child = std::make_unique<Sequence>(
-      next_sequence_id_++, group, std::move(tokens),
-      std::min(sequence.num_prompt_tokens_, num_tokens), kv_->make_table());
+  auto child = std::make_unique<Sequence>(next_sequence_id_++, group, std::move(tokens),
+                                          std::min(sequence.num_prompt_tokens_, num_tokens),
+                                          kv_->make_table());
   child->num_computed_ = std::min(num_tokens, sequence.num_computed_);
   kv_->fork(sequence, *child, pending_copies_);
   take_row(*child);
@@ -142,7 +143,9 @@ void SchedulerCore::remove_from_queue(SequenceGroup& group) {
 
 void SchedulerCore::end_group(SequenceGroup& group) {
   remove_from_queue(group);
-  std::erase_if(plan_.spans, [&](const Span& s) { return &s.sequence->group() == &group; });
+  if (plan_is_open_) {
+    std::erase_if(plan_.spans, [&](const Span& s) { return &s.sequence->group() == &group; });
+  }
   for (const auto& sequence : group.sequences_) release_blocks(*sequence, !plan_is_open_);
   kv_->release_salt(group.salt_);
   groups_.erase(group.request_id_);

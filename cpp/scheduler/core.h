@@ -74,7 +74,7 @@ class SchedulerCore {
   std::int32_t budget_ = 0;            // tokens that this step may still compute
   StepPlan plan_;
   std::vector<BlockCopy> pending_copies_;  // asked for between plans; done in the next one
-  bool plan_is_open_ = false;  // schedule() was called, commit() not yet
+  bool plan_is_open_ = false;              // schedule() was called, commit() not yet
   std::int64_t step_ = 0;
   std::int64_t next_arrival_ = 0;
   SequenceId next_sequence_id_ = 0;

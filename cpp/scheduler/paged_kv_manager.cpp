@@ -57,8 +57,8 @@ bool PagedKvManager::try_place_all(SequenceGroup& group, PrefixUse use, std::int
 
 std::int32_t PagedKvManager::num_shareable_blocks(const Sequence& a, const Sequence& b) const {
   const std::size_t limit = std::min(a.tokens().size(), b.tokens().size()) - 1;
-  const auto [end, _] = std::mismatch(a.tokens().begin(), a.tokens().begin() + limit,
-                                      b.tokens().begin());
+  const auto [end, _] =
+      std::mismatch(a.tokens().begin(), a.tokens().begin() + limit, b.tokens().begin());
   return static_cast<std::int32_t>(end - a.tokens().begin()) / block_size_;
 }
 

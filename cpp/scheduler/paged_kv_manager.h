@@ -12,8 +12,8 @@
 namespace pagedcore {
 
 // Blocks on demand, shared by reference and copied on write, found again by prefix.
-// Invariant: where caching is on, the registered blocks of a sequence are its table's first ones, so
-// nothing that the entry of a held block stands behind can be evicted.
+// Invariant: where caching is on, the registered blocks of a sequence are its table's first ones,
+// so nothing that the entry of a held block stands behind can be evicted.
 class PagedKvManager final : public KvManager {
  public:
   PagedKvManager(std::int32_t num_blocks, std::int32_t block_size, bool enable_prefix_caching);

@@ -142,7 +142,7 @@ void SchedulerCore::preempt(SequenceGroup& group, bool content_is_good) {
   group.state_ = GroupState::kPreempted;
   ++group.num_preemptions_;
   resumed_.emplace(key(group), &group);
-  plan_.preempted.push_back(group.request_id_);
+  if (plan_is_open_) plan_.preempted.push_back(group.request_id_);
 }
 
 std::int32_t SchedulerCore::headroom() const {
@@ -159,7 +159,9 @@ bool SchedulerCore::try_run(SequenceGroup& group, Queue& queue) {
   group.state_ = GroupState::kRunning;
   group.admitted_step_ = step_;
   num_running_seqs_ += group.num_sequences_;
-  const auto behind = [](const SequenceGroup* a, const SequenceGroup* b) { return key(*a) < key(*b); };
+  const auto behind = [](const SequenceGroup* a, const SequenceGroup* b) {
+    return key(*a) < key(*b);
+  };
   running_.insert(std::ranges::upper_bound(running_, &group, behind), &group);
   for (const auto& sequence : group.sequences_) {
     sequence->tokens_.reserve(group.max_total_tokens_);

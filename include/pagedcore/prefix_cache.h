@@ -17,9 +17,9 @@ namespace pagedcore {
 
 // What the cache holds of a prompt's beginning. Valid until a block is allocated.
 struct PrefixMatch {
-  std::int32_t num_tokens = 0;   // that need not be computed
-  std::vector<BlockId> blocks;   // full blocks, in order
-  BlockId partial_block = -1;    // whose first `partial_tokens` tokens come next, or -1
+  std::int32_t num_tokens = 0;  // that need not be computed
+  std::vector<BlockId> blocks;  // full blocks, in order
+  BlockId partial_block = -1;   // whose first `partial_tokens` tokens come next, or -1
   std::int32_t partial_tokens = 0;
 
   void drop_partial() {
@@ -90,13 +90,13 @@ class PAGEDCORE_API PrefixCache : private BlockAllocator::EvictionListener {
 
  private:
   struct Node {
-    std::uint64_t hash = 0;         // of the salt, all tokens before and its own
-    std::int32_t num_tokens = 0;    // 0: not registered
-    BlockId parent = kNoParent;     // a block, or root_ref() of its salt
-    BlockId first_child = -1;       // most recently registered first
+    std::uint64_t hash = 0;       // of the salt, all tokens before and its own
+    std::int32_t num_tokens = 0;  // 0: not registered
+    BlockId parent = kNoParent;   // a block, or root_ref() of its salt
+    BlockId first_child = -1;     // most recently registered first
     BlockId prev_sibling = -1;
     BlockId next_sibling = -1;
-    BlockId next_in_bucket = -1;    // full entries only
+    BlockId next_in_bucket = -1;  // full entries only
   };
   struct Root {
     std::string salt;
@@ -124,9 +124,9 @@ class PAGEDCORE_API PrefixCache : private BlockAllocator::EvictionListener {
   std::int32_t block_size_;
   std::uint64_t hash_mask_;
   std::int32_t num_entries_ = 0;
-  std::vector<Node> nodes_;        // [num_blocks]
-  std::vector<TokenId> tokens_;    // [num_blocks, block_size]
-  std::vector<BlockId> buckets_;   // heads of the chains of full entries; a power of two of them
+  std::vector<Node> nodes_;       // [num_blocks]
+  std::vector<TokenId> tokens_;   // [num_blocks, block_size]
+  std::vector<BlockId> buckets_;  // heads of the chains of full entries; a power of two of them
   std::vector<Root> roots_;
   std::vector<SaltId> unused_roots_;
   std::unordered_map<std::string, SaltId> salts_;

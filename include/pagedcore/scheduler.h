@@ -28,14 +28,14 @@ struct SchedulerConfig {
   bool enable_prefix_caching = true;
   std::int32_t num_host_blocks = 0;  // swap space
   PreemptionMode preemption_mode = PreemptionMode::kRecompute;
-  std::int32_t max_waiting = 0;      // 0: unbounded; else add() throws QueueFull beyond it
+  std::int32_t max_waiting = 0;  // 0: unbounded; else add() throws QueueFull beyond it
 };
 
 // What add() needs to know of a request.
 struct GroupSpec {
   RequestId request_id = 0;
   std::span<const TokenId> prompt = {};
-  std::int32_t num_sequences = 1;    // that the group will have once its prompt is computed
+  std::int32_t num_sequences = 1;     // that the group will have once its prompt is computed
   std::int32_t max_total_tokens = 0;  // prompt and output of its longest sequence, at most
   std::int32_t priority = 0;          // lower runs first
   std::string_view tenant = {};       // for quotas

@@ -66,7 +66,8 @@ void run_under_pressure(bool enable_prefix_caching, std::int32_t block_size, uns
     if (random() % 32 == 0) scheduler.abort(step - static_cast<int>(random() % 32));
     run_step(scheduler, random);
   }
-  for (int step = 0; step < 50000 && scheduler.has_unfinished(); ++step) run_step(scheduler, random);
+  for (int step = 0; step < 50000 && scheduler.has_unfinished(); ++step)
+    run_step(scheduler, random);
   CHECK(!scheduler.has_unfinished());
   expect_sound(scheduler);
 }
