@@ -52,11 +52,16 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="folder or Hugging Face hub id (default: the small story model of the package)",
     )
     group.add_argument(
-        "--dtype", default="auto", help="auto, float32, float16 or bfloat16: run the weights in it"
+        "--dtype",
+        default="auto",
+        choices=["auto", "float32", "float16", "bfloat16"],
+        help="of the weights; auto: as they are",
     )
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or cuda:N")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
-    group.add_argument("--isa", help="CPU instruction set, such as avx2 (default: the best)")
+    group.add_argument(
+        "--isa", metavar="NAME", help="CPU instruction set, such as avx2 (default: the best)"
+    )
     group.add_argument(
         "--kv-cache",
         type=byte_size,
@@ -80,7 +85,10 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--swap-space", type=byte_size, default=0, metavar="SIZE", help="host memory for swapping"
     )
     group.add_argument(
-        "--preemption-mode", default="recompute", help="recompute, swap or auto, when memory is out"
+        "--preemption-mode",
+        default="recompute",
+        choices=["recompute", "swap", "auto"],
+        help="what happens to requests that lose their KV blocks under pressure",
     )
 
 
