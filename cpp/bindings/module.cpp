@@ -6,6 +6,7 @@ PYBIND11_MODULE(_core, m) {
   bind_error(m);
   bind_memory(m);
   bind_scheduler(m);
+  bind_backend(m);
   bind_ops(m);
   bind_model(m);
   bind_sampling(m);

@@ -3,8 +3,5 @@
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
 void linear(const LinearParams&, Context&) { __builtin_trap(); }
-void paged_attention(const ForwardBatch&, const PagedAttentionParams&, Context&) {
-  __builtin_trap();
-}
 
 }  // namespace pagedcore::cpu::PAGEDCORE_ISA
