@@ -311,14 +311,15 @@ void run_units(const Job& job, Context& context) {
   });
 }
 
-template <typename T, bool kPairs>
-void run_cache_of(const Job& job, Context& context) {
-  if constexpr (kPairs) {
-    run_units<T, PairOperands<T>>(job, context);
-  } else {
-    run_units<T, FloatOperands>(job, context);
-  }
-}
+// How keys and values in bfloat16 are multiplied.
+template <bool kHasDot>
+struct Bf16Operands {
+  using Type = FloatOperands;
+};
+template <>
+struct Bf16Operands<true> {
+  using Type = PairOperands<Bf16Dot>;
+};
 
 }  // namespace
 
@@ -331,11 +332,11 @@ void paged_attention(const ForwardBatch& batch, const PagedAttentionParams& para
   job.max_rows = job.plan.max_unit_queries() * job.group;
   switch (params.cache.dtype) {
     case DType::kBFloat16:
-      return run_cache_of<BFloat16, kHasBf16Dot>(job, context);
+      return run_units<BFloat16, Bf16Operands<kHasBf16Dot>::Type>(job, context);
     case DType::kFloat16:
-      return run_cache_of<Float16, false>(job, context);
+      return run_units<Float16, FloatOperands>(job, context);
     default:
-      return run_cache_of<float, false>(job, context);
+      return run_units<float, FloatOperands>(job, context);
   }
 }
 

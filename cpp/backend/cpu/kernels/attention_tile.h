@@ -25,20 +25,14 @@ struct FloatOperands {
   static Vec multiply_add(Vec a, Vec b, Vec sum) { return fma(a, b, sum); }
 };
 
-// Only sets with kHasBf16Dot define these, and only there are their callers instantiated.
-Vec dot_pairs(Vec sum, Vec a, Vec b);
-Vec interleave_low(Vec a, Vec b);
-Vec interleave_high(Vec a, Vec b);
-
-// A word is two bfloat16: neighbours in the dimension that is summed over. T is BFloat16; as a
-// parameter it keeps sets without dot products from looking for the functions called here.
-template <typename T>
+// A word is two bfloat16: neighbours in the dimension that is summed over. Dot is Bf16Dot.
+template <typename Dot>
 struct PairOperands {
-  using Element = T;
+  using Element = BFloat16;
   static constexpr int kPerWord = 2;
-  static Vec splat_word(const T* p) { return splat_pair(p); }
-  static Vec load_words(const T* p) { return load_pairs(p); }
-  static Vec multiply_add(Vec a, Vec b, Vec sum) { return dot_pairs(sum, a, b); }
+  static Vec splat_word(const BFloat16* p) { return Dot::splat_pair(p); }
+  static Vec load_words(const BFloat16* p) { return Dot::load_pairs(p); }
+  static Vec multiply_add(Vec a, Vec b, Vec sum) { return Dot::dot_pairs(sum, a, b); }
 };
 
 // A matrix of words in rows `stride` elements apart.
@@ -152,22 +146,23 @@ void pack_keys(FloatOperands, const T* const* keys, std::int64_t head_dim, float
 }
 
 // The same in pairs of dimensions.
-template <typename T>
-void pack_keys(PairOperands<T>, const T* const* keys, std::int64_t head_dim, T* out) {
+template <typename Dot>
+void pack_keys(PairOperands<Dot>, const BFloat16* const* keys, std::int64_t head_dim,
+               BFloat16* out) {
   constexpr int kStep = 2 * kLanes;
   for (int token = 0; token < kTile; token += kLanes) {
     for (std::int64_t d = 0; d < head_dim; d += kStep) {
       const int n = head_dim - d < kStep ? static_cast<int>(head_dim - d) : kStep;
       Vec block[kLanes];
       for (int i = 0; i < kLanes; ++i) {
-        const T* key = keys[token + i];
+        const BFloat16* key = keys[token + i];
         block[i] = key == nullptr ? zero()
-                   : n == kStep   ? load_pairs(key + d)
-                                  : load_pairs_n(key + d, n);
+                   : n == kStep   ? Dot::load_pairs(key + d)
+                                  : Dot::load_pairs_n(key + d, n);
       }
       transpose(block);
       for (int i = 0; i < n / 2; ++i) {
-        store_pairs(out + ((d / 2 + i) * kTile + token) * 2, block[i]);
+        Dot::store_pairs(out + ((d / 2 + i) * kTile + token) * 2, block[i]);
       }
     }
   }
@@ -193,23 +188,23 @@ void pack_values(FloatOperands, const T* const* values, std::int64_t head_dim, i
 }
 
 // The same in pairs of tokens.
-template <typename T>
-void pack_values(PairOperands<T>, const T* const* values, std::int64_t head_dim, int vectors,
-                 T* out) {
-  const auto load_half = [&](const T* value, int v) {
+template <typename Dot>
+void pack_values(PairOperands<Dot>, const BFloat16* const* values, std::int64_t head_dim,
+                 int vectors, BFloat16* out) {
+  const auto load_half = [&](const BFloat16* value, int v) {
     const std::int64_t left = head_dim - v * kLanes;
     if (value == nullptr) return zero();
-    return left >= 2 * kLanes ? load_pairs(value + v * kLanes)
-                              : load_pairs_n(value + v * kLanes, static_cast<int>(left));
+    return left >= 2 * kLanes ? Dot::load_pairs(value + v * kLanes)
+                              : Dot::load_pairs_n(value + v * kLanes, static_cast<int>(left));
   };
   for (int token = 0; token < kTile; token += 2) {
     for (int v = 0; v < vectors; v += 2) {
       const Vec even = load_half(values[token], v);
       const Vec odd = load_half(values[token + 1], v);
-      store_pairs(out, interleave_low(even, odd));
+      Dot::store_pairs(out, Dot::interleave_low(even, odd));
       out += 2 * kLanes;
       if (v + 1 == vectors) continue;
-      store_pairs(out, interleave_high(even, odd));
+      Dot::store_pairs(out, Dot::interleave_high(even, odd));
       out += 2 * kLanes;
     }
   }

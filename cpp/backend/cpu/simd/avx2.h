@@ -8,13 +8,16 @@
 
 // The vectors of one instruction set. Every set defines the same names:
 //   Vec          kLanes float32 (or, for transpose, any 32-bit units)
+//   kNumRegisters  of the processor that hold a Vec
 //   load, store  kLanes numbers of float, BFloat16 or Float16, unaligned; stores round to nearest even
 //   load_n, ...  the first n <= kLanes of them: nothing behind is touched, missing lanes are 0
 // and + - * / on Vec work lane by lane. Sums of lanes have one fixed order.
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
 inline constexpr int kLanes = 8;
+inline constexpr int kNumRegisters = 16;
 inline constexpr bool kHasBf16Dot = false;
+struct Bf16Dot;  // defined where kHasBf16Dot
 using Vec = __m256;
 
 inline Vec zero() { return _mm256_setzero_ps(); }

@@ -10,6 +10,7 @@
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
 inline constexpr int kLanes = 16;
+inline constexpr int kNumRegisters = 32;
 using Vec = __m512;
 
 inline Vec zero() { return _mm512_setzero_ps(); }

@@ -10,7 +10,9 @@
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
 inline constexpr int kLanes = 4;
+inline constexpr int kNumRegisters = 32;
 inline constexpr bool kHasBf16Dot = false;
+struct Bf16Dot;  // defined where kHasBf16Dot
 using Vec = float32x4_t;
 
 inline Vec zero() { return vdupq_n_f32(0.0f); }
