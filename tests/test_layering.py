@@ -28,8 +28,8 @@ MAY_INCLUDE["bindings"] = MAY_INCLUDE["capi"] = [*MAY_INCLUDE["engine"], "engine
 # The module that each public header belongs to.
 PUBLIC_HEADERS = {
     "base": ["error.h", "export.h", "types.h", "version.h"],
-    "memory": ["block_allocator.h", "block_table.h", "kv_manager.h", "prefix_cache.h"],
-    "scheduler": ["scheduler.h", "sequence.h", "step_plan.h"],
+    "memory": ["block_allocator.h", "block_table.h", "prefix_cache.h"],
+    "scheduler": ["kv_manager.h", "scheduler.h", "sequence.h", "step_plan.h"],
     "tensor": ["dtype.h", "tensor.h"],
     "backend": ["backend.h", "forward_batch.h", "kv_cache.h", "ops.h", "sampling_ops.h"],
     "model": ["decoder.h", "model_config.h"],
