@@ -4,6 +4,7 @@
 #include <pagedcore/engine.h>
 #include <pagedcore/error.h>
 
+#include <array>
 #include <cstdint>
 #include <cstdio>
 #include <map>
@@ -39,8 +40,8 @@ class RandomTensors {
     pagedcore::TensorView view;
     view.data = data.data();
     view.rank = rows == 1 ? 1 : 2;
-    view.shape =
-        rows == 1 ? std::array<std::int64_t, 4>{columns} : std::array{rows, columns, {}, {}};
+    view.shape = {rows, columns, 0, 0};
+    if (rows == 1) view.shape = {columns, 0, 0, 0};
     views_[name] = view;
   }
   const auto& views() const { return views_; }
