@@ -34,9 +34,9 @@ def test_dynamic_rope_is_that_of_transformers_growing_token_by_token():
     model = models.build(config)
     paged = PagedModel(models.config_json(config), model.state_dict(), max_positions=128)
     (prompt,) = models.prompts(config.vocab_size, [20])
-    (sequence,), _ = paged.generate([prompt], STEPS)
+    (sequence,), _ = paged.generate([prompt], 40)
     generated = model.generate(
-        torch.tensor([prompt]), max_new_tokens=STEPS, do_sample=False, eos_token_id=None
+        torch.tensor([prompt]), max_new_tokens=40, do_sample=False, eos_token_id=None
     )
     assert sequence == generated[0].tolist()
 

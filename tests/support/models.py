@@ -10,6 +10,8 @@ import numpy as np
 import torch
 import transformers
 
+torch.set_num_threads(1)  # the models are small, and the machine may be busy
+
 ROPE = {"rope_theta": 10000.0}
 LLAMA = {
     "hidden_size": 256,
