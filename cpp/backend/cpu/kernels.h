@@ -2,6 +2,7 @@
 
 #include <string_view>
 
+#include "cpp/backend/cpu/attention_plan.h"
 #include "cpp/backend/cpu/probes.h"
 #include "cpp/backend/cpu/workspace.h"
 #include "cpp/base/thread_pool.h"
@@ -14,6 +15,7 @@ namespace pagedcore::cpu {
 struct Context {
   ThreadPool& pool;
   Workspace& workspace;
+  AttentionPlan& attention_plan;
 };
 
 // The kernels of one instruction set. Parameters are trusted: Backend's public functions have
