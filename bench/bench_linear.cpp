@@ -86,7 +86,8 @@ class ForwardPass {
 
   std::int64_t weight_bytes() const { return weight_bytes_; }
   double flops(std::int64_t rows, std::int64_t logit_rows) const {
-    return 2.0 * (rows * shape_.layers * layer_weights() + logit_rows * shape_.hidden * shape_.vocab);
+    return 2.0 *
+           (rows * shape_.layers * layer_weights() + logit_rows * shape_.hidden * shape_.vocab);
   }
 
   void run(std::int64_t rows, std::int64_t logit_rows) {

@@ -60,9 +60,8 @@ CpuLimits measure_cpu_limits(const CpuBackendOptions& options) {
     }
     return static_cast<double>(kL2Bytes * kL2Passes);
   });
-  limits.f32_gflop_s = best_rate(pool, [&](int thread) {
-    return probes.multiply_add_f32(kIterations, sinks[thread].values);
-  });
+  limits.f32_gflop_s = best_rate(
+      pool, [&](int thread) { return probes.multiply_add_f32(kIterations, sinks[thread].values); });
   limits.bf16_gflop_s = best_rate(pool, [&](int thread) {
     return probes.multiply_add_bf16(kIterations, sinks[thread].values);
   });

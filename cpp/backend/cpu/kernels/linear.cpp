@@ -14,17 +14,18 @@ std::int64_t round_up(std::int64_t n, std::int64_t step) { return (n + step - 1)
 // Converts rows of x to `dtype`, with a zero behind an odd number of inputs.
 void convert_rows(const LinearParams& params, DType dtype, std::int64_t stride, void* out,
                   ThreadPool& pool) {
-  for_each_row_range(pool, params.num_rows, 2 * params.in_features,
-                     [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t row = begin; row < end; ++row) {
-      const std::int64_t from = row * params.x_stride;
-      const std::int64_t to = row * stride;
-      for_each_vector(params.in_features, [&](std::int64_t i, int n) {
-        store_any(dtype, out, to + i, load_any(params.x_dtype, params.x, from + i, n), n);
+  for_each_row_range(
+      pool, params.num_rows, 2 * params.in_features, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t row = begin; row < end; ++row) {
+          const std::int64_t from = row * params.x_stride;
+          const std::int64_t to = row * stride;
+          for_each_vector(params.in_features, [&](std::int64_t i, int n) {
+            store_any(dtype, out, to + i, load_any(params.x_dtype, params.x, from + i, n), n);
+          });
+          if (params.in_features < stride)
+            store_any(dtype, out, to + params.in_features, zero(), 1);
+        }
       });
-      if (params.in_features < stride) store_any(dtype, out, to + params.in_features, zero(), 1);
-    }
-  });
 }
 
 // The arguments of store_outputs.
@@ -69,9 +70,8 @@ void store_tile(const Tile& tile, T* y) {
       if (activation == Activation::kNone) {
         return for_each_sum(tile, y, [](Vec sum, Vec, const T*, int) { return sum; });
       }
-      return for_each_sum(tile, y, [activation](Vec sum, Vec, const T*, int) {
-        return activate(activation, sum);
-      });
+      return for_each_sum(
+          tile, y, [activation](Vec sum, Vec, const T*, int) { return activate(activation, sum); });
     case LinearEpilogue::kAccumulate:
       return for_each_sum(tile, y, [](Vec sum, Vec, const T* to, int n) {
         return (n == kLanes ? load(to) : load_n(to, n)) + sum;

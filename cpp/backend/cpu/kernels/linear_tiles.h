@@ -50,9 +50,9 @@ class Prefetch {
       return false;
     }
     const bool by_input = blocks_->layout == WeightLayout::kInOut;
-    const auto* row = by_input ? blocks_->data + (k_ + row_) * blocks_->stride
-                               : blocks_[row_ / kLanes].data +
-                                     row_ % kLanes * blocks_[row_ / kLanes].stride + k_;
+    const auto* row =
+        by_input ? blocks_->data + (k_ + row_) * blocks_->stride
+                 : blocks_[row_ / kLanes].data + row_ % kLanes * blocks_[row_ / kLanes].stride + k_;
     next_ = reinterpret_cast<const char*>(row);
     end_ = next_ + row_bytes_;
     ++row_;

@@ -1,5 +1,5 @@
-#include "cpp/backend/cpu/kernels/linear_formats.h"
 #include "cpp/backend/cpu/kernels/kernels.h"
+#include "cpp/backend/cpu/kernels/linear_formats.h"
 
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 namespace {

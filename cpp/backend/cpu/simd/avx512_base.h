@@ -111,19 +111,18 @@ inline void store_n(T* p, Vec a, int n) {
 // units[j] becomes the 32-bit units j, from rows[i] + byte_offset, of all rows i. Halves that the
 // load puts together need no shuffle, and shuffles compete with multiply-adds on Zen 4.
 [[gnu::always_inline]] inline void load_transposed(const void* const (&rows)[kLanes],
-                                                   std::int64_t byte_offset,
-                                                   Vec (&units)[kLanes]) {
+                                                   std::int64_t byte_offset, Vec (&units)[kLanes]) {
   const auto load_half = [&](int row, int half) __attribute__((always_inline)) {
-    return _mm256_loadu_ps(reinterpret_cast<const float*>(
-        static_cast<const char*>(rows[row]) + byte_offset + 32 * half));
+    return _mm256_loadu_ps(reinterpret_cast<const float*>(static_cast<const char*>(rows[row]) +
+                                                          byte_offset + 32 * half));
   };
   Vec quads[16];
 #pragma GCC unroll 4
   for (int r = 0; r < 4; ++r) {
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
-      const Vec first = _mm512_insertf32x8(_mm512_castps256_ps512(load_half(r, half)),
-                                           load_half(4 + r, half), 1);
+      const Vec first =
+          _mm512_insertf32x8(_mm512_castps256_ps512(load_half(r, half)), load_half(4 + r, half), 1);
       const Vec second = _mm512_insertf32x8(_mm512_castps256_ps512(load_half(8 + r, half)),
                                             load_half(12 + r, half), 1);
       quads[8 * half + r] = _mm512_shuffle_f32x4(first, second, 0x88);
