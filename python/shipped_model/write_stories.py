@@ -124,11 +124,17 @@ class StoryRequest:
     kind: str = ""
     name: str = ""
     feminine: bool | None = None
+    epithet: str = ""
+    friend_kind: str = ""
     toy: str = ""
+    place: Place | None = None
+    plot: str = ""
 
 
 class StoryWriter:
     """Writes documents: stories, letters, facts, poems and chats."""
+
+    WITH_FRIEND = (": friend", ": meets")
 
     def __init__(self) -> None:
         self.words: dict[str, list[str]] = {}
@@ -147,6 +153,7 @@ class StoryWriter:
         }
         self.story_parts = {name: beats[0] for name, beats in sections.items() if len(beats) == 1}
         self.fixed_chats = self._read_fixed_chats()
+        self.story_questions = self.texts.pop("story_question")[0]
         self.answered_questions: list[Callable[[random.Random], tuple[str, str]]] = [
             self._animal_question,
             self._animal_question,
@@ -189,7 +196,7 @@ class StoryWriter:
         name = request.name
         if not name and (named or kind in people or rng.random() < 0.8):
             name = self._name(rng, kind, feminine)
-        epithet = rng.choice(self.words["size"] + self.words["trait"])
+        epithet = request.epithet or rng.choice(self.words["size"] + self.words["trait"])
         return Character(name, kind, feminine, epithet, rng.choice(("named", "named", "called")))
 
     def _name(self, rng: random.Random, kind: str, feminine: bool) -> str:
@@ -211,11 +218,14 @@ class StoryWriter:
         request = request or StoryRequest()
         hero = self._character(rng, request, named=first_person)
         opposite = not hero.feminine if rng.random() < 0.85 else hero.feminine
-        friend = self._character(rng, StoryRequest(feminine=opposite), named=True)
+        friend_request = StoryRequest(kind=request.friend_kind, feminine=opposite)
+        friend = self._character(rng, friend_request, named=True)
         while friend.name == hero.name:
-            friend = self._character(rng, StoryRequest(feminine=opposite), named=True)
+            friend = self._character(rng, friend_request, named=True)
         guest = self._character(rng, named=True)
         place, other_place = rng.sample(self.places, 2)
+        if request.place:
+            place = request.place
         color = rng.choice(self.words["color"])
         toy = request.toy or self._toy(rng, color)
         he, him, his = ("she", "her", "her") if hero.feminine else ("he", "him", "his")
@@ -347,6 +357,10 @@ class StoryWriter:
         roles = self._roles(rng, first_person, request)
         plot_names = list(self.plots)
         plot_name = rng.choice(plot_names)
+        if request and request.plot:
+            plot_name = request.plot
+        elif request and request.friend_kind:
+            plot_name = rng.choice([name for name in plot_names if name.endswith(self.WITH_FRIEND)])
         opening = self._opening(rng, roles, first_person, plot_name)
         beginning = [opening]
         if not brief and rng.random() < 0.5:
@@ -357,7 +371,7 @@ class StoryWriter:
             beginning.append(self._tell(self.story_parts["friend_intro"], rng, roles))
         paragraphs = [beginning, self._tell_all(self.plots[plot_name], rng, roles)]
         if not brief and rng.random() < 0.12:
-            alone = [name for name in plot_names if not name.endswith((": friend", ": meets"))]
+            alone = [name for name in plot_names if not name.endswith(self.WITH_FRIEND)]
             second = rng.choice([name for name in alone if name != plot_name])
             bridge = self._tell(self.story_parts["next_day"], rng, roles)
             paragraphs.append([bridge, *self._tell_all(self.plots[second], rng, roles)])
@@ -373,10 +387,12 @@ class StoryWriter:
     def _opening(
         self, rng: random.Random, roles: dict[str, str], first_person: bool, plot_name: str
     ) -> str:
-        """Tell an opening; a plot in which the friends first meet must not open with both."""
+        """Tell an opening that fits the plot and a hero without a name."""
         part = self.story_parts["me_opening" if first_person else "opening"]
         if plot_name.endswith(": meets"):
             part = [line for line in part if "friend}" not in line]
+        if roles["hero"].startswith("the "):
+            part = [line for line in part if "{name}" not in line and "{a_plain}" not in line]
         return self._tell(part, rng, roles)
 
     def _title(self, story: str, rng: random.Random, roles: dict[str, str]) -> str:
@@ -554,37 +570,44 @@ class StoryWriter:
         """Write a request for a story and a story that grants it."""
         feminine = rng.random() < 0.5
         kind = self._character(rng, StoryRequest(feminine=feminine)).kind
-        wish = rng.choice(("any", "kind", "kind", "kind", "name", "toy", "both"))
-        name = self._name(rng, kind, feminine) if wish in ("name", "both") else ""
-        toy = self._toy(rng, rng.choice(self.words["color"])) if wish == "toy" else ""
-        subject = {
-            "any": "",
-            "kind": f" about a {rng.choice(('', '', '', 'little ', 'brave '))}{kind}",
-            "name": f" about {name}",
-            "toy": f" about a {toy}",
-            "both": f" about a {kind} {rng.choice(('named', 'called'))} {name}",
-        }[wish]
-        request = StoryRequest(
-            kind=kind if wish in ("kind", "both") else "",
-            name=name,
-            feminine=feminine,
-            toy=toy,
-        )
-        question = rng.choice(
-            (
-                f"Tell me a story{subject}.",
-                f"Tell me a story{subject}.",
-                f"Tell me a {rng.choice(('short', 'new', 'nice'))} story{subject}.",
-                f"Can you tell me a story{subject}?",
-                f"Please tell me a story{subject}.",
-                f"Write a story{subject}.",
-                f"Write me a {rng.choice(('short', 'little'))} story{subject}.",
-                f"I would like to hear a story{subject}.",
-                f"A story{subject}, please.",
-                f"Do you know a story{subject}?",
-            )
-        )
-        return self._polish(question), self.story(rng, request, brief=True)
+        wishes = "any any kind kind kind kind kinds name toy named_kind pair place plot plot"
+        wish = rng.choice(wishes.split())
+        if wish == "any":
+            subject, request = "", StoryRequest()
+        elif wish == "kind":
+            epithet = rng.choice(("", "", "", "little", "brave", rng.choice(self.words["trait"])))
+            subject = f"a {epithet} {kind}".replace("  ", " ")
+            request = StoryRequest(kind=kind, epithet=epithet)
+        elif wish == "kinds":
+            animal = rng.choice(self.animals)
+            subject, request = animal.plural, StoryRequest(kind=animal.kind)
+        elif wish == "name":
+            subject = self._name(rng, kind, feminine)
+            request = StoryRequest(name=subject, feminine=feminine)
+        elif wish == "named_kind":
+            name = self._name(rng, kind, feminine)
+            subject = rng.choice((f"a {kind} named {name}", f"a {kind} called {name}"))
+            request = StoryRequest(kind=kind, name=name, feminine=feminine)
+        elif wish == "toy":
+            toy = self._toy(rng, rng.choice(self.words["color"]))
+            subject, request = f"a {toy}", StoryRequest(toy=toy)
+        elif wish == "pair":
+            friend_kind = self._character(rng).kind
+            subject = f"a {kind} and a {friend_kind}"
+            request = StoryRequest(kind=kind, feminine=feminine, friend_kind=friend_kind)
+        elif wish == "place":
+            place = rng.choice(self.places)
+            subject = rng.choice((place.name, f"a {kind} {place.preposition} {place.name}"))
+            request = StoryRequest(kind=kind if kind in subject else "", place=place)
+        else:
+            plot = rng.choice(list(self.plots))
+            topics = next(line for line in self.plots[plot][0] if line.startswith("@about = "))
+            subject = rng.choice(topics.removeprefix("@about = ").split(" | "))
+            request = StoryRequest(plot=plot)
+        question = self.render(rng.choice(self.story_questions), rng, {})
+        about = f" about {subject}" if subject else ""
+        story = self.story(rng, request, brief=True)
+        return self._polish(question.replace(" ABOUT", about)), story
 
     @staticmethod
     def _typed(question: str, rng: random.Random) -> str:
@@ -617,8 +640,13 @@ class StoryWriter:
                 )
             )
             turns.append(f"{SYSTEM_TOKEN}{prompt}")
-        for _ in range(rng.choice((1, 1, 2, 3, 4))):
-            question, answer = self._exchange(rng)
+        exchanges = [self._exchange(rng) for _ in range(rng.choice((1, 1, 2, 3, 4)))]
+        if rng.random() < 0.1:
+            name = self._name(rng, "girl", rng.random() < 0.5)
+            greeting = rng.choice(self.words["greeting"])
+            exchanges.insert(0, (f"{greeting}, my name is {name}.", f"Nice to meet you, {name}!"))
+            exchanges.append(("What is my name?", f"Your name is {name}."))
+        for question, answer in exchanges:
             turns.append(f"{USER_TOKEN}{question}{ASSISTANT_TOKEN}{answer}{END_TOKEN}")
         return "".join(turns).removesuffix(END_TOKEN)
 
