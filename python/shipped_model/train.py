@@ -44,6 +44,7 @@ MAX_POSITIONS = 1024
 HELD_OUT_CLASSES = 50
 SHORTEST_HELD_OUT = 200
 TOKENIZER_DOCUMENTS = 20_000
+REPORT_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,6 @@ class Schedule:
     """How long and how fast the training goes."""
 
     steps: int
-    seed: int
     tokens_per_step: int = 4096
     row_length: int = 512
     long_row_fraction: float = 0.15
@@ -164,17 +164,16 @@ def validation_loss(model: LlamaForCausalLM, batches: Batches, rows: int, length
     return sum(losses) / len(losses)
 
 
-def optimizer_for(model: LlamaForCausalLM, schedule: Schedule) -> torch.optim.AdamW:
-    """Return AdamW with weight decay on the matrices only."""
-    parameters = list(model.parameters())
-    groups = [
-        {
-            "params": [p for p in parameters if p.ndim >= 2],
-            "weight_decay": schedule.weight_decay,
-        },
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98))
+def optimizers_for(model: LlamaForCausalLM, schedule: Schedule) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices inside the layers and AdamW for all other parameters."""
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        inside_layer = parameter.ndim == 2 and "embed_tokens" not in name
+        (matrices if inside_layer else others).append(parameter)
+    muon = torch.optim.Muon(
+        matrices, weight_decay=schedule.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
+    return [muon, torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
 def train(
@@ -189,42 +188,48 @@ def train(
         state_file: Where the run keeps its state; if the file exists, the run resumes from it.
 
     Returns:
-        Final losses in nats, perplexity and wall time in seconds.
+        Mean training loss of the last steps in nats, and wall time in seconds.
     """
-    optimizer = optimizer_for(model, schedule)
-    first_step, seconds, recent = 0, 0.0, 0.0
+    optimizers = optimizers_for(model, schedule)
+    losses: list[float] = []
+    seconds = 0.0
     if state_file.exists():
         state = torch.load(state_file)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first_step, seconds, recent = state["step"], state["seconds"], state["recent"]
-    for step in range(first_step, schedule.steps):
+        for optimizer, optimizer_state in zip(optimizers, state["optimizers"]):
+            optimizer.load_state_dict(optimizer_state)
+        losses, seconds = state["losses"], state["seconds"]
+    for step in range(len(losses), schedule.steps):
         started = time.monotonic()
         length = schedule.row_length_of(step)
         rows = batches.batch(f"step {step}", schedule.tokens_per_step // length, length)
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.learning_rate(step)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = row_loss(model, rows)
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        recent = loss.item() if step == 0 else 0.98 * recent + 0.02 * loss.item()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.learning_rate(step)
+            optimizer.step()
+        losses.append(loss.item())
         seconds += time.monotonic() - started
-        if (step + 1) % 100 == 0:
-            print(f"step {step + 1} loss {recent:.4f} seconds {seconds:.0f}", flush=True)
-            torch.save(
-                {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step + 1,
-                    "seconds": seconds,
-                    "recent": recent,
-                },
-                state_file,
-            )
-    return {"steps": schedule.steps, "train_loss": recent, "seconds": seconds}
+        if len(losses) % REPORT_STEPS == 0:
+            recent = sum(losses[-REPORT_STEPS:]) / REPORT_STEPS
+            print(f"step {len(losses)} loss {recent:.4f} seconds {seconds:.0f}", flush=True)
+            state = {
+                "model": model.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                "losses": losses,
+                "seconds": seconds,
+            }
+            torch.save(state, state_file)
+    last_losses = losses[-REPORT_STEPS:]
+    return {
+        "steps": schedule.steps,
+        "train_loss": sum(last_losses) / len(last_losses),
+        "seconds": seconds,
+    }
 
 
 def write_checkpoint(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
@@ -239,6 +244,7 @@ def write_checkpoint(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path
         max_new_tokens=300,
     )
     model.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BEGIN_TOKEN,
@@ -258,7 +264,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--output", type=Path, default=default_folder)
     parser.add_argument("--state", type=Path, default=Path("shipped_model_training.pt"))
-    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--vocabulary", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=2)
@@ -269,7 +275,7 @@ def main() -> None:
     tokenizer = train_tokenizer(arguments.vocabulary, arguments.seed)
     model = LlamaForCausalLM(model_config(tokenizer))
     batches = Batches(tokenizer, arguments.seed)
-    schedule = Schedule(arguments.steps, arguments.seed)
+    schedule = Schedule(arguments.steps)
     figures = train(model, batches, schedule, arguments.state)
     write_checkpoint(model, tokenizer, arguments.output)
     figures["parameters"] = sum(p.numel() for p in model.parameters())

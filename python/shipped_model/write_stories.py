@@ -618,9 +618,9 @@ class StoryWriter:
 
     def _exchange(self, rng: random.Random) -> tuple[str, str]:
         kind = rng.random()
-        if kind < 0.3:
+        if kind < 0.25:
             question, answer = self._story_request(rng)
-        elif kind < 0.6:
+        elif kind < 0.55:
             question, answer = self._fixed_question(rng)
         else:
             question, answer = rng.choice(self.answered_questions)(rng)
@@ -655,7 +655,7 @@ class StoryWriter:
     def document(self, rng: random.Random) -> str:
         """Write one document of the training text, without its begin and end tokens."""
         kind = rng.random()
-        if kind < 0.55:
+        if kind < 0.5:
             return self.story(rng)
         if kind < 0.80:
             return self.chat(rng)
