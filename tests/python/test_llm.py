@@ -46,7 +46,7 @@ def assert_idle(llm):
     assert llm.engine.verify() == []
     stats = llm.engine.stats()
     assert stats.used_blocks == 0
-    assert stats.free_blocks + stats.cached_blocks == stats.num_blocks
+    assert stats.num_running == stats.num_waiting == 0
 
 
 def texts(outputs: list[RequestOutput]) -> list[str]:
