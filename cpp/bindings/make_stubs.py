@@ -1,4 +1,4 @@
-"""Writes python/pagedcore/_core.pyi from the built module: pybind11-stubgen, then made plain.
+"""Writes the stubs of pagedcore._core from the built module: pybind11-stubgen, then made plain.
 
 Run from the repository's root: PYTHONPATH=python python cpp/bindings/make_stubs.py
 """
@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-STUBS = Path("python/pagedcore/_core.pyi")
+STUBS = Path("python/pagedcore/_core")
 
 # What the signatures of Python objects built by hand cannot say.
 _PLACES = "list[list[tuple[int, float, int]]] | None"
@@ -27,11 +27,15 @@ TYPES = {
 }
 
 
-def generate() -> str:
+def generate() -> dict[str, str]:
+    """File names to stubs: one for the module, one for each module inside."""
     with tempfile.TemporaryDirectory() as folder:
         command = ["pybind11_stubgen", "pagedcore._core", "-o", folder]
         subprocess.run([sys.executable, "-m", *command], check=True, capture_output=True)
-        return (Path(folder) / "pagedcore" / "_core.pyi").read_text()
+        found = Path(folder) / "pagedcore"
+        if (found / "_core.pyi").is_file():
+            return {"__init__.pyi": (found / "_core.pyi").read_text()}
+        return {path.name: path.read_text() for path in (found / "_core").glob("*.pyi")}
 
 
 def tidy(text: str) -> str:
@@ -68,8 +72,10 @@ def typed_classes(text: str):
 
 
 def main() -> None:
-    STUBS.write_text(tidy(generate()))
-    subprocess.run(["ruff", "check", "-q", "--fix", "--select", "I,F401", STUBS], check=False)
+    STUBS.mkdir(exist_ok=True)
+    for name, text in generate().items():
+        (STUBS / name).write_text(tidy(text))
+    subprocess.run(["ruff", "check", "-q", "--fix", "--select", "I,F401,UP", STUBS], check=False)
     subprocess.run(["ruff", "format", "-q", STUBS], check=True)
 
 
