@@ -57,7 +57,21 @@ def tidy(text: str) -> str:
     text = re.sub(r"(?<=-> )(list|dict|tuple)(?=:)", r"\1[typing.Any]", text)
     text = re.sub(r"(?<=[:>] )(dict|tuple)(?=[,)])", r"\1[typing.Any, typing.Any]", text)
     text = text.replace("numpy.ndarray[", "numpy.typing.NDArray[")
+    text = "\n".join(valid_parameters(line) for line in text.split("\n"))
     return "".join(typed_classes(text))
+
+
+def valid_parameters(line: str) -> str:
+    """Drops defaults that stand before a parameter without one, which Python does not allow."""
+    found = re.match(r"( *def \w+\()(.*)(\) -> .*)", line)
+    if not found or "*," in found.group(2):
+        return line
+    parameters = re.split(r", (?=\w+:|self)", found.group(2))
+    required = [i for i, p in enumerate(parameters) if " = " not in p]
+    kept = [
+        p.split(" = ")[0] if i < max(required, default=0) else p for i, p in enumerate(parameters)
+    ]
+    return found.group(1) + ", ".join(kept) + found.group(3)
 
 
 def typed_classes(text: str):
