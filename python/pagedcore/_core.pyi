@@ -9,6 +9,8 @@ import typing
 import numpy
 import numpy.typing
 
+__version__: str
+
 class Error(RuntimeError):
     pass
 

@@ -20,7 +20,7 @@ from pagedcore.interrupts import interrupts_deferred
 from pagedcore.live_request import Batch, LiveRequest
 from pagedcore.outputs import RequestOutput
 from pagedcore.prompts import Prompt, as_params_list, as_prompt_list, check_tokens
-from pagedcore.sampling_params import SamplingParams
+from pagedcore.sampling_params import SamplingParams, suggested_params
 from pagedcore.text import Tokenizer, eos_token_ids
 
 SHIPPED_MODEL = Path(__file__).parent / "shipped_model"
@@ -51,6 +51,8 @@ class LLM:
 
     Attributes:
         engine: The engine underneath; hold `lock` to use it beside running calls.
+        default_sampling_params: What the checkpoint's generation_config.json suggests; used where
+            a call gives none.
         tokenizer: None for a model without tokenizer.json, which takes token ids only.
 
     Raises:
@@ -149,6 +151,7 @@ class LLM:
         )
         model = model_config(checkpoint.config)
         self.engine = _core.Engine(model, _core.Weights(checkpoint.tensors), backend, config)
+        self.default_sampling_params = suggested_params(checkpoint.generation_config)
         self.lock = threading.RLock()
         self._vocab_size = model.vocab_size
         self._live: dict[int, LiveRequest] = {}
@@ -164,7 +167,7 @@ class LLM:
 
         Args:
             prompts: A text, a list of token ids, or a list of either.
-            sampling_params: One for all prompts or one each; None: the defaults.
+            sampling_params: One for all prompts or one each; None: `default_sampling_params`.
             use_tqdm: Show progress.
 
         Returns:
@@ -230,7 +233,7 @@ class LLM:
         tokenizer = self._tokenizer_or_raise()
         if (prompt is None) == (messages is None):
             raise InvalidArgument("stream needs either prompt or messages")
-        params = sampling_params or SamplingParams()
+        params = sampling_params or self.default_sampling_params
         if params.n != 1:
             raise InvalidArgument(f"n must be 1 to stream, got {params.n}")
         if messages is not None:
@@ -273,7 +276,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         use_tqdm: bool,
     ) -> list[RequestOutput]:
-        params = as_params_list(sampling_params, len(prompts))
+        params = as_params_list(sampling_params or self.default_sampling_params, len(prompts))
         batch = self._add(prompts, token_ids, params)
         try:
             self._serve(batch, use_tqdm)

@@ -100,6 +100,14 @@ class SamplingParams:
         return f"SamplingParams({', '.join(changed)})"
 
 
+def suggested_params(generation_config: Mapping[str, Any]) -> SamplingParams:
+    """What a generation_config.json suggests, with the defaults for what it leaves out."""
+    names = {name: name for name in ("temperature", "top_p", "top_k", "min_p")}
+    names |= {"repetition_penalty": "repetition_penalty", "max_new_tokens": "max_tokens"}
+    found = {ours: generation_config.get(theirs) for theirs, ours in names.items()}
+    return SamplingParams(**{name: value for name, value in found.items() if value is not None})
+
+
 def _stop_strings(stop: object) -> tuple[str, ...]:
     if stop is None:
         return ()

@@ -18,6 +18,22 @@ struct Bf16Dot {
     const auto mask = static_cast<__mmask32>((std::uint64_t{1} << n) - 1);
     return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(mask, p));
   }
+  static void store_pairs(BFloat16* p, Vec a) { _mm512_storeu_ps(p, a); }
+  // The pairs (a[i], b[i]) of numbers i < kLanes, and of the rest, of 2 * kLanes in a and in b.
+  static Vec interleave_low(Vec a, Vec b) {
+    const __m512i index =
+        _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,  //
+                         39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+    return _mm512_castsi512_ps(
+        _mm512_permutex2var_epi16(_mm512_castps_si512(a), index, _mm512_castps_si512(b)));
+  }
+  static Vec interleave_high(Vec a, Vec b) {
+    const __m512i index =
+        _mm512_set_epi16(63, 31, 62, 30, 61, 29, 60, 28, 59, 27, 58, 26, 57, 25, 56, 24,  //
+                         55, 23, 54, 22, 53, 21, 52, 20, 51, 19, 50, 18, 49, 17, 48, 16);
+    return _mm512_castsi512_ps(
+        _mm512_permutex2var_epi16(_mm512_castps_si512(a), index, _mm512_castps_si512(b)));
+  }
   // One pair in every lane.
   static Vec splat_pair(const BFloat16* p) {
     std::int32_t pair;

@@ -1,9 +1,0 @@
-#include "cpp/backend/cpu/kernels/kernels.h"
-
-namespace pagedcore::cpu::PAGEDCORE_ISA {
-
-void paged_attention(const ForwardBatch&, const PagedAttentionParams&, Context&) {
-  __builtin_trap();
-}
-
-}  // namespace pagedcore::cpu::PAGEDCORE_ISA
