@@ -27,10 +27,11 @@ class PagedModel:
         num_blocks=128,
         cache_dtype="float32",
         max_positions=0,
+        num_threads=2,
         isa="",
     ):
         self.config = model_config(config)
-        self.backend = _core.make_cpu_backend(2, isa)
+        self.backend = _core.make_cpu_backend(num_threads, isa)
         self.decoder = _core.Decoder(
             self.config,
             weights(tensors),
