@@ -30,7 +30,7 @@ PUBLIC_HEADERS = {
     "base": ["error.h", "export.h", "types.h", "version.h"],
     "memory": ["block_allocator.h", "block_table.h", "prefix_cache.h"],
     "scheduler": ["kv_manager.h", "scheduler.h", "sequence.h", "step_plan.h"],
-    "tensor": ["dtype.h", "tensor.h"],
+    "tensor": ["dtype.h", "quantize.h", "tensor.h"],
     "backend": [
         "backend.h",
         "cpu_limits.h",
