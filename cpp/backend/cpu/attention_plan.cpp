@@ -1,13 +1,16 @@
 #include "cpp/backend/cpu/attention_plan.h"
 
 #include <algorithm>
+#include <tuple>
 
 namespace pagedcore::cpu {
 namespace {
 
-// Query rows (queries times heads of one KV head) of a unit: enough to hide the packing of a tile
-// behind the arithmetic, few enough for their state to stay in L2.
-constexpr std::int32_t kUnitRows = 128;
+// Rows (queries times query heads) of a task: enough to hide the packing of a tile behind the
+// arithmetic, few enough for their state to stay in L2.
+constexpr std::int32_t kTaskRows = 128;
+// Tasks of a thread from which on their sizes even out.
+constexpr std::int64_t kTasksPerThread = 4;
 
 std::int32_t num_tiles(std::int32_t positions) {
   return (positions + kAttentionTile - 1) / kAttentionTile;
@@ -15,14 +18,16 @@ std::int32_t num_tiles(std::int32_t positions) {
 
 }  // namespace
 
-void AttentionPlan::prepare(const ForwardBatch& batch, const PagedAttentionParams& params) {
+void AttentionPlan::prepare(const ForwardBatch& batch, const PagedAttentionParams& params,
+                            int num_threads) {
   if (is_ready_) return;
   spans_.clear();
   passes_.clear();
   units_.clear();
-  max_unit_queries_ = 0;
+  tasks_.clear();
+  max_task_rows_ = 0;
   const auto group = static_cast<std::int32_t>(params.num_heads / params.cache.num_kv_heads);
-  const std::int32_t chunk = std::max(1, kUnitRows / group);
+  const std::int32_t chunk = std::max(1, kTaskRows / group);
   for (std::int32_t seq = 0; seq < batch.num_seqs; ++seq) {
     const std::int32_t end = batch.query_starts[seq + 1];
     for (std::int32_t token = batch.query_starts[seq]; token < end; token += chunk) {
@@ -39,7 +44,7 @@ void AttentionPlan::prepare(const ForwardBatch& batch, const PagedAttentionParam
       add_unit(first_span, first_pass);
     }
   }
-  std::ranges::stable_sort(units_, std::ranges::greater{}, &AttentionUnit::cost);
+  add_tasks(static_cast<std::int32_t>(params.cache.num_kv_heads), group, num_threads);
   is_ready_ = true;
 }
 
@@ -49,8 +54,9 @@ void AttentionPlan::add_unit(std::int32_t first_span, std::int32_t first_pass) {
   unit.end_span = static_cast<std::int32_t>(spans_.size());
   unit.first_pass = first_pass;
   unit.end_pass = static_cast<std::int32_t>(passes_.size());
-  std::int32_t queries = 0;
-  for (std::int32_t i = first_span; i < unit.end_span; ++i) queries += spans_[i].num_queries;
+  for (std::int32_t i = first_span; i < unit.end_span; ++i) {
+    unit.num_queries += spans_[i].num_queries;
+  }
   for (std::int32_t i = first_pass; i < unit.end_pass; ++i) {
     const AttentionPass& pass = passes_[i];
     std::int64_t pass_queries = 0;
@@ -61,8 +67,29 @@ void AttentionPlan::add_unit(std::int32_t first_span, std::int32_t first_pass) {
     constexpr std::int64_t kPackQueries = 2;
     unit.cost += (pass.end_tile - pass.first_tile) * (pass_queries + kPackQueries);
   }
-  max_unit_queries_ = std::max(max_unit_queries_, queries);
   units_.push_back(unit);
+}
+
+// Several KV heads make one task where they are few rows: their keys lie next to each other.
+void AttentionPlan::add_tasks(std::int32_t num_kv_heads, std::int32_t group, int num_threads) {
+  std::int32_t most_heads = num_kv_heads;
+  const auto num_units = static_cast<std::int64_t>(units_.size());
+  while (most_heads > 1 && num_units * ((num_kv_heads + most_heads - 1) / most_heads) <
+                               kTasksPerThread * num_threads) {
+    most_heads = (most_heads + 1) / 2;
+  }
+  for (std::int32_t i = 0; i < num_units; ++i) {
+    const std::int32_t rows = units_[i].num_queries * group;
+    const std::int32_t heads = std::clamp(kTaskRows / rows, 1, most_heads);
+    for (std::int32_t head = 0; head < num_kv_heads; head += heads) {
+      const std::int32_t end = std::min(head + heads, num_kv_heads);
+      tasks_.push_back({i, head, end, units_[i].cost * (end - head)});
+    }
+    max_task_rows_ = std::max(max_task_rows_, rows * heads);
+  }
+  std::ranges::sort(tasks_, [](const AttentionTask& a, const AttentionTask& b) {
+    return std::tie(b.cost, a.unit, a.first_head) < std::tie(a.cost, b.unit, b.first_head);
+  });
 }
 
 }  // namespace pagedcore::cpu
