@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "pagedcore/export.h"
 #include "pagedcore/forward_batch.h"
 #include "pagedcore/ops.h"
 
@@ -47,9 +48,10 @@ struct AttentionTask {
   std::int64_t cost = 0;
 };
 
-// How the attention of one batch is split into tasks, the most expensive first. Built once a step:
-// it is the same for every layer.
-class AttentionPlan {
+// How the attention of one batch is split into tasks, the most expensive first. Sequences whose
+// tables begin with the same blocks are laid side by side, and a tile that several hold is read
+// once for all of them. Built once a step: it is the same for every layer.
+class PAGEDCORE_API AttentionPlan {
  public:
   // Forgets the batch of the last step.
   void reset() { is_ready_ = false; }
@@ -63,14 +65,22 @@ class AttentionPlan {
   std::int64_t num_tasks() const { return static_cast<std::int64_t>(tasks_.size()); }
   // The most rows, queries times query heads, that one task has.
   std::int32_t max_task_rows() const { return max_task_rows_; }
+  // Tiles that are read from the cache for one KV head of one layer.
+  std::int64_t num_tiles_read() const;
 
  private:
-  void add_unit(std::int32_t first_span, std::int32_t first_pass);
-  void add_tasks(std::int32_t num_kv_heads, std::int32_t group, int num_threads);
+  struct Layout;
+
+  void add_spans(const Layout& layout);
+  void add_units(const Layout& layout, int num_threads);
+  void add_passes(std::int32_t first_span, std::int32_t end_span, std::int32_t first_tile);
+  void add_unit(std::int32_t first_span, std::int32_t end_span);
+  void add_tasks(const Layout& layout, int num_threads);
 
   bool is_ready_ = false;
   std::int32_t max_task_rows_ = 0;
   std::vector<AttentionSpan> spans_;
+  std::vector<std::int32_t> shared_tiles_;  // of each span with the one before
   std::vector<AttentionPass> passes_;
   std::vector<AttentionUnit> units_;
   std::vector<AttentionTask> tasks_;
