@@ -31,7 +31,14 @@ PUBLIC_HEADERS = {
     "memory": ["block_allocator.h", "block_table.h", "prefix_cache.h"],
     "scheduler": ["kv_manager.h", "scheduler.h", "sequence.h", "step_plan.h"],
     "tensor": ["dtype.h", "tensor.h"],
-    "backend": ["backend.h", "forward_batch.h", "kv_cache.h", "ops.h", "sampling_ops.h"],
+    "backend": [
+        "backend.h",
+        "cpu_limits.h",
+        "forward_batch.h",
+        "kv_cache.h",
+        "ops.h",
+        "sampling_ops.h",
+    ],
     "model": ["decoder.h", "model_config.h"],
     "engine": ["engine.h", "engine_config.h", "request.h", "sampling_params.h", "stats.h"],
     "capi": ["c_api.h"],
@@ -45,7 +52,8 @@ PYTHON_LAYERS = [
     ["chat_template", "config", "engine_options", "live_request", "prompts", "safetensors_file"],
     ["checkpoint"],
     ["llm"],
-    ["cli", "__main__"],
+    ["cli"],
+    ["__main__"],
 ]
 
 CPP_SUFFIXES = {".h", ".cpp", ".cu", ".cuh"}
