@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
         "bench",
         help="measure throughput and latency",
         description="Serve prompts of random tokens, all given at once, and measure throughput, "
-        "latency and the share of the limit that this machine was measured to have.",
+        "latency\nand the share of the limit that this machine was measured to have.",
         epilog=_EXAMPLES,
         formatter_class=HelpFormatter,
     )
