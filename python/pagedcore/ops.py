@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pagedcore import _core
+from pagedcore._core import ops as _ops
 from pagedcore.tensors import dtype_of
 
 __all__ = ["copy_blocks", "paged_attention", "write_kv"]
@@ -78,7 +79,7 @@ def paged_attention(
     contexts = _int32(context_lens)
     starts = np.arange(len(contexts) + 1) if query_starts is None else query_starts
     result = _like(query) if out is None else out
-    _core.ops.paged_attention(
+    _ops.paged_attention(
         backend or _default_backend(),
         query,
         kv_cache,
@@ -129,7 +130,7 @@ def write_kv(
             f"{dtype_of(value)}{[*value.shape]}"
         )
     both = _concatenate(key, value)
-    _core.ops.rope_and_cache(
+    _ops.rope_and_cache(
         backend or _default_backend(),
         both,
         np.ascontiguousarray(slots, np.int64),
@@ -165,7 +166,7 @@ def copy_blocks(
         raise _core.InvalidArgument(
             f"copies must have no destination that repeats or is a source, got {pairs.tolist()}"
         )
-    _core.ops.copy_blocks(backend or _default_backend(), kv_cache, pairs, _dtype(kv_cache, dtype))
+    _ops.copy_blocks(backend or _default_backend(), kv_cache, pairs, _dtype(kv_cache, dtype))
 
 
 def _default_backend() -> _core.Backend:
