@@ -25,6 +25,9 @@ bool SchedulerCore::make_room(SequenceGroup& group) {
       take_from(*victim, PreemptionCause::kMemory);
     } else if (running_.back() != &group) {
       return false;  // those behind came in this very step
+    } else if (running_.size() > 1 && gives_tail(group)) {
+      set_partial(group, true);  // waits for blocks with those that it has
+      return false;
     } else if (running_.size() > 1) {
       preempt(group, PreemptionCause::kMemory, plan_.copies.size() == num_copies);
       return false;
@@ -76,11 +79,13 @@ bool SchedulerCore::reclaim_from_waiting(const SequenceGroup* except) {
   return false;
 }
 
+bool SchedulerCore::gives_tail(const SequenceGroup& group) const {
+  return config_.tail_preemption && kv_->can_hold_partially() && group.num_live() == 1 &&
+         (group.is_partial_ || !is_swap_cheaper());
+}
+
 void SchedulerCore::take_from(SequenceGroup& victim, PreemptionCause cause) {
-  const bool is_single = victim.num_live() == 1;
-  const bool swaps = !victim.is_partial_ && is_swap_cheaper();
-  if (!config_.tail_preemption || !kv_->can_hold_partially() || !is_single || swaps ||
-      cause == PreemptionCause::kPriority) {
+  if (!gives_tail(victim)) {
     preempt(victim, cause, true);
     return;
   }
