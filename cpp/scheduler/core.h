@@ -75,6 +75,7 @@ class SchedulerCore {
   void give_row_back(Sequence& sequence);
 
   // plan.cpp: one step
+  static bool can_decode(const Sequence& sequence);
   void schedule_running();
   void schedule_catch_up(SequenceGroup& group);
   void grow_partial(SequenceGroup& group);

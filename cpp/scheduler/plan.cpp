@@ -63,8 +63,17 @@ void SchedulerCore::plan_span(Sequence& sequence, std::int32_t num_tokens) {
                          .query_len = num_tokens,
                          .first_changed_block = sequence.first_changed_block_,
                          .reaches_end = num_tokens == num_uncomputed(sequence)});
-  sequence.first_changed_block_ = sequence.table_.num_blocks();
+  if (std::exchange(sequence.table_changed_, false)) {
+    sequence.first_changed_block_ = sequence.table_.num_blocks();
+  }
   budget_ -= num_tokens;
+}
+
+// Whether one token is to be computed and has its place; then nothing else is to be decided.
+bool SchedulerCore::can_decode(const Sequence& sequence) {
+  const std::int32_t num_tokens = sequence.num_tokens();
+  return num_tokens == sequence.num_computed_ + 1 && num_tokens <= sequence.writable_end_ &&
+         sequence.waits_for_ == nullptr;
 }
 
 // Sequences that lack one token come first, so that no prompt delays them; what is left of the
@@ -73,6 +82,11 @@ void SchedulerCore::schedule_running() {
   catching_up_.clear();
   for (std::size_t i = 0; i < running_.size();) {
     SequenceGroup& group = *running_[i];
+    if (Sequence* sequence = group.only_; sequence != nullptr && can_decode(*sequence)) {
+      if (budget_ > 0) plan_span(*sequence, 1);
+      ++i;
+      continue;
+    }
     bool lacks_more = group.is_partial_;
     bool must_extend = false;
     std::int32_t num_tokens = 0;

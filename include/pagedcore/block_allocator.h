@@ -71,7 +71,7 @@ class PAGEDCORE_API BlockAllocator {
   std::vector<std::string> check_invariants() const;
 
  private:
-  struct Block {
+  struct alignas(32) Block {
     std::int32_t refs = 0;
     std::int16_t pins = 0;
     bool reusable = false;

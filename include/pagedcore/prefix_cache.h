@@ -94,7 +94,7 @@ class PAGEDCORE_API PrefixCache : private BlockAllocator::EvictionListener {
   std::vector<std::string> check_invariants() const;
 
  private:
-  struct Node {
+  struct alignas(32) Node {
     std::uint64_t hash = 0;       // of the salt, all tokens before and its own
     std::int32_t num_tokens = 0;  // 0: not registered
     BlockId parent = kNoParent;   // a block, or root_ref() of its salt

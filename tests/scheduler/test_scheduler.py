@@ -150,7 +150,7 @@ def test_the_newest_request_gives_way_and_comes_back_before_new_ones():
     assert second.last_preemption == PreemptionKind.RECOMPUTE
     assert third.state == GroupState.WAITING
     scheduler.finish(first.id)
-    assert [s.request_id for s in run(scheduler).spans][0] == 2
+    assert next(s.request_id for s in run(scheduler).spans) == 2
 
 
 def test_only_the_tail_of_the_victim_is_taken():

@@ -182,7 +182,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             try:
                 child = self.scheduler.fork(sequence.id, num_tokens)
             except InvalidArgument as error:
-                assert "was added for" in str(error)  # noqa: PT017
+                assert "was added for" in str(error)
             else:
                 self.scheduler.append_token(child.id, random.randint(0, 1))
         self.scheduler.append_token(sequence.id, random.randint(0, 1))
