@@ -7,6 +7,9 @@
 namespace pagedcore {
 namespace {
 
+// Growth headroom is at most this part of the pool, or small pools would run one request at a time.
+constexpr std::int32_t kMaxHeadroomShare = 16;
+
 std::int32_t num_uncomputed(const Sequence& sequence) {
   return sequence.num_tokens() - sequence.num_computed();
 }
@@ -169,8 +172,9 @@ std::int32_t SchedulerCore::headroom(const SequenceGroup* except) const {
     return static_cast<std::int32_t>(std::ceil(config_.watermark * num_blocks));
   }
   const std::int64_t growth = std::int64_t{num_seqs} * config_.headroom_tokens;
+  const std::int32_t limit = std::max(num_blocks / kMaxHeadroomShare, 1);
   return static_cast<std::int32_t>(
-      std::min<std::int64_t>((growth + kv_->block_size() - 1) / kv_->block_size(), num_blocks));
+      std::min<std::int64_t>((growth + kv_->block_size() - 1) / kv_->block_size(), limit));
 }
 
 SequenceGroup* SchedulerCore::next_to_admit() {

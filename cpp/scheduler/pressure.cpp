@@ -178,10 +178,18 @@ void SchedulerCore::make_way_for_priority() {
 void SchedulerCore::abandon() {
   PAGEDCORE_REQUIRE(plan_is_open_, "abandon: there is no plan to abandon");
   std::vector<SequenceGroup*> touched;
+  const auto waits_for_copy = [&](const auto& sequence) {
+    return std::ranges::any_of(plan_.copies, [&](const BlockCopy& copy) {
+      return std::ranges::find(sequence->table(), copy.dst) != sequence->table().end();
+    });
+  };
   for (SequenceGroup* group : running_) {
     const bool is_planned = std::ranges::any_of(
         plan_.spans, [&](const Span& span) { return &span.sequence->group() == group; });
-    if (is_planned || group->admitted_step_ == step_) touched.push_back(group);
+    if (is_planned || group->admitted_step_ == step_ ||
+        std::ranges::any_of(group->sequences_, waits_for_copy)) {
+      touched.push_back(group);
+    }
   }
   for (SequenceGroup* group : touched) {
     remove_from_queue(*group);

@@ -354,7 +354,7 @@ def test_admission_leaves_headroom_for_what_runs(policy):
         num_blocks=8, headroom=policy, watermark=0.25, headroom_tokens=8, partial_admission=False
     )
     scheduler.add(list(range(12)), request_id=1)
-    scheduler.add(list(range(100, 116)), request_id=2)  # four blocks, five are free
+    scheduler.add(list(range(100, 117)), request_id=2)  # five blocks, five are free
     assert [s.request_id for s in run(scheduler).spans] == [1]
 
 
