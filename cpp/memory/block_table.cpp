@@ -93,7 +93,7 @@ BlockTable BlockTable::fork(std::int64_t num_tokens) const {
   BlockTable child(*allocator_, block_size_);
   const auto shared = blocks().first(blocks_for(num_tokens));
   child.blocks_.assign(shared.begin(), shared.end());
-  for (const BlockId block : shared) allocator_->retain(block);
+  allocator_->retain_held(shared);
   return child;
 }
 

@@ -52,6 +52,8 @@ class PAGEDCORE_API BlockAllocator {
   bool try_allocate(BlockId block);
   // Adds a reference; revives a cached block. REQUIRES: `block` is held or cached. O(1).
   void retain(BlockId block);
+  // Adds a reference to each. REQUIRES: all are held.
+  void retain_held(std::span<const BlockId> blocks);
   // Drops a reference. REQUIRES: the block has one. O(1).
   void release(BlockId block);
 
