@@ -4,6 +4,7 @@
 #include <pybind11/numpy.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -195,11 +196,12 @@ void bind_sequence(py::module_& m) {
 void bind_class(py::module_& m) {
   using Self = const std::shared_ptr<Scheduler>&;
   py::class_<Scheduler, std::shared_ptr<Scheduler>> type(m, "Scheduler");
-  type.def(py::init([](const SchedulerConfig& config, std::shared_ptr<KvManager> kv) {
-             return kv ? std::make_shared<Scheduler>(config, std::move(kv))
+  type.def(py::init([](const SchedulerConfig& config,
+                       const std::optional<std::shared_ptr<KvManager>>& kv) {
+             return kv ? std::make_shared<Scheduler>(config, *kv)
                        : std::make_shared<Scheduler>(config);
            }),
-           py::arg("config"), py::arg("kv_manager") = nullptr)
+           py::arg("config"), py::arg("kv_manager") = py::none())
       .def("schedule", [](Self self) { return PyPlan(self->schedule()); })
       .def("commit", &Scheduler::commit)
       .def("abandon", &Scheduler::abandon)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import collections.abc
+import enum
 import typing
 
 import pagedcore._core
+
+class LinearEpilogue(enum.Enum):
+    ACCUMULATE = ...
+    GATED = ...
+    STORE = ...
 
 def copy_blocks(
     arg0: pagedcore._core.Backend, arg1: typing.Any, arg2: typing.Any, arg3: str
@@ -25,6 +32,20 @@ def gated_activation(
     gate_up: typing.Any,
     y: typing.Any,
     dtype: str = "",
+    y_dtype: str = "",
+) -> None: ...
+def linear(
+    backend: pagedcore._core.Backend,
+    x: typing.Any,
+    weights: collections.abc.Sequence[typing.Any],
+    y: typing.Any,
+    biases: collections.abc.Sequence[typing.Any | None] = [],
+    epilogue: LinearEpilogue = ...,
+    activation: pagedcore._core.Activation | None = None,
+    in_out: bool = False,
+    x_dtype: str = "",
+    weight_dtype: str = "",
+    bias_dtype: str = "",
     y_dtype: str = "",
 ) -> None: ...
 def norm(
