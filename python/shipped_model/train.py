@@ -162,7 +162,7 @@ def row_loss(model: LlamaForCausalLM, rows: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def validation_loss(model: LlamaForCausalLM, batches: Batches, rows: int, length: int) -> float:
-    """Return the loss on held-out documents."""
+    """Return the loss on rows of held-out documents."""
     held_out = batches.batch("validation", rows, length, held_out=True)
     losses = [row_loss(model, part).item() for part in held_out.split(8)]
     return sum(losses) / len(losses)
