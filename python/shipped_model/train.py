@@ -164,7 +164,7 @@ def row_loss(model: LlamaForCausalLM, rows: torch.Tensor) -> torch.Tensor:
 def validation_loss(model: LlamaForCausalLM, batches: Batches, rows: int, length: int) -> float:
     """Return the loss on rows of held-out documents."""
     held_out = batches.batch("validation", rows, length, held_out=True)
-    losses = [row_loss(model, part).item() for part in held_out.split(8)]
+    losses = [row_loss(model, part.to(model.device)).item() for part in held_out.split(8)]
     return sum(losses) / len(losses)
 
 
@@ -198,7 +198,7 @@ def train(
     losses: list[float] = []
     seconds = 0.0
     if state_file.exists():
-        state = torch.load(state_file)
+        state = torch.load(state_file, map_location=model.device)
         model.load_state_dict(state["model"])
         for optimizer, optimizer_state in zip(optimizers, state["optimizers"]):
             optimizer.load_state_dict(optimizer_state)
@@ -207,8 +207,8 @@ def train(
         started = time.monotonic()
         length = schedule.row_length_of(step)
         rows = batches.batch(f"step {step}", schedule.tokens_per_step // length, length)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = row_loss(model, rows)
+        with torch.autocast(model.device.type, dtype=torch.bfloat16):
+            loss = row_loss(model, rows.to(model.device))
         model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -238,7 +238,7 @@ def train(
 
 def write_checkpoint(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
     """Write the model, its configuration and the tokenizer as a Hugging Face checkpoint."""
-    model.to(torch.bfloat16)
+    model.to("cpu", torch.bfloat16)
     model.generation_config = GenerationConfig(
         bos_token_id=model.config.bos_token_id,
         eos_token_id=model.config.eos_token_id,
@@ -272,12 +272,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--vocabulary", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="where to train: cpu or cuda")
     arguments = parser.parse_args()
 
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     tokenizer = train_tokenizer(arguments.vocabulary, arguments.seed)
-    model = LlamaForCausalLM(model_config(tokenizer))
+    model = LlamaForCausalLM(model_config(tokenizer)).to(arguments.device)
     batches = Batches(tokenizer, arguments.seed)
     schedule = Schedule(arguments.steps)
     figures = train(model, batches, schedule, arguments.state)
