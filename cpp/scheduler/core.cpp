@@ -1,0 +1,286 @@
+#include "cpp/scheduler/core.h"
+
+#include <algorithm>
+
+#include "pagedcore/error.h"
+
+namespace pagedcore {
+
+SchedulerCore::SchedulerCore(const SchedulerConfig& config, std::shared_ptr<KvManager> kv)
+    : config_(config), kv_(std::move(kv)) {
+  PAGEDCORE_REQUIRE(config.max_num_seqs >= 1, "max_num_seqs must be at least 1, got ",
+                    config.max_num_seqs);
+  PAGEDCORE_REQUIRE(config.max_num_batched_tokens >= 1,
+                    "max_num_batched_tokens must be at least 1, got ",
+                    config.max_num_batched_tokens);
+  PAGEDCORE_REQUIRE(config.max_model_len >= 1, "max_model_len must be at least 1, got ",
+                    config.max_model_len);
+  PAGEDCORE_REQUIRE(config.watermark >= 0 && config.watermark < 1,
+                    "watermark must be in [0, 1), got ", config.watermark);
+  PAGEDCORE_REQUIRE(config.headroom_tokens >= 0, "headroom_tokens must not be negative, got ",
+                    config.headroom_tokens);
+  PAGEDCORE_REQUIRE(config.max_waiting >= 0, "max_waiting must not be negative, got ",
+                    config.max_waiting);
+  running_.reserve(config.max_num_seqs);
+  plan_.spans.reserve(config.max_num_seqs);
+  for (std::int32_t row = config.max_num_seqs - 1; row >= 0; --row) free_rows_.push_back(row);
+}
+
+SchedulerCore::~SchedulerCore() {
+  kv_->end_step();
+  for (const auto& [id, group] : groups_) kv_->release_salt(group->salt_);
+}
+
+void SchedulerCore::require_feasible(const GroupSpec& spec, std::int64_t num_tokens) const {
+  PAGEDCORE_REQUIRE(num_tokens >= 1, "the prompt must have at least one token");
+  PAGEDCORE_REQUIRE(num_tokens <= config_.max_model_len, "the prompt has ", num_tokens,
+                    " tokens, max_model_len is ", config_.max_model_len);
+  PAGEDCORE_REQUIRE(spec.max_total_tokens >= 0, "max_total_tokens must not be negative, got ",
+                    spec.max_total_tokens);
+  PAGEDCORE_REQUIRE(spec.num_sequences >= 1, "num_sequences must be at least 1, got ",
+                    spec.num_sequences);
+  PAGEDCORE_REQUIRE(spec.num_sequences <= config_.max_num_seqs, "the request has ",
+                    spec.num_sequences, " sequences, max_num_seqs is ", config_.max_num_seqs);
+  PAGEDCORE_REQUIRE(spec.num_sequences <= config_.max_num_batched_tokens, "the request has ",
+                    spec.num_sequences, " sequences, max_num_batched_tokens is ",
+                    config_.max_num_batched_tokens);
+  PAGEDCORE_REQUIRE(!groups_.contains(spec.request_id), "request_id ", spec.request_id,
+                    " is in use");
+  const std::int32_t total =
+      spec.max_total_tokens > 0 ? spec.max_total_tokens : config_.max_model_len;
+  const std::int32_t needed =
+      kv_->min_blocks(static_cast<std::int32_t>(num_tokens), spec.num_sequences, total);
+  const std::int32_t num_blocks = kv_->allocator().num_blocks();
+  PAGEDCORE_REQUIRE(needed <= num_blocks, "the request can never fit: ", num_tokens,
+                    " prompt tokens and the first output of ", spec.num_sequences,
+                    " sequence(s) take ", needed, " blocks of ", kv_->block_size(),
+                    " tokens, the KV cache has ", num_blocks);
+  const auto quota = quotas_.find(std::string(spec.tenant));
+  PAGEDCORE_REQUIRE(quota == quotas_.end() || needed <= quota->second,
+                    "the request can never fit: it takes ", needed, " blocks of ",
+                    kv_->block_size(), " tokens, the quota of tenant '", spec.tenant, "' is ",
+                    quota->second);
+  if (config_.max_waiting > 0 &&
+      static_cast<std::int32_t>(waiting_.size()) >= config_.max_waiting) {
+    throw QueueFull(detail::concat("the waiting queue is full: ", waiting_.size(),
+                                   " requests wait, max_waiting is ", config_.max_waiting));
+  }
+}
+
+std::unique_ptr<Sequence> SchedulerCore::make_sequence(SequenceGroup& group,
+                                                       std::vector<TokenId> tokens,
+                                                       std::int32_t num_prompt_tokens) {
+  auto sequence =
+      std::make_unique<Sequence>(next_sequence_id_++, group, std::move(tokens), num_prompt_tokens,
+                                 kv_->make_table(), kv_->make_host_table());
+  sequences_.emplace(sequence->id_, sequence.get());
+  return sequence;
+}
+
+Sequence& SchedulerCore::enqueue(const GroupSpec& spec, std::vector<TokenId> tokens,
+                                 std::int32_t num_prompt_tokens) {
+  auto group = std::make_unique<SequenceGroup>();
+  group->request_id_ = spec.request_id;
+  group->arrival_ = next_arrival_++;
+  group->priority_ = spec.priority;
+  group->num_sequences_ = spec.num_sequences;
+  group->max_total_tokens_ = spec.max_total_tokens > 0
+                                 ? std::min(spec.max_total_tokens, config_.max_model_len)
+                                 : config_.max_model_len;
+  group->reads_prefix_cache_ = spec.read_prefix_cache;
+  group->tenant_ = spec.tenant;
+  group->enqueued_step_ = step_;
+  group->sequences_.push_back(make_sequence(*group, std::move(tokens), num_prompt_tokens));
+  group->salt_ = kv_->acquire_salt(spec.cache_salt);
+  Sequence& sequence = *group->sequences_[0];
+  waiting_.emplace(key(*group), group.get());
+  groups_.emplace(spec.request_id, std::move(group));
+  return sequence;
+}
+
+Sequence& SchedulerCore::add(const GroupSpec& spec) {
+  require_feasible(spec, static_cast<std::int64_t>(spec.prompt.size()));
+  return enqueue(spec, std::vector<TokenId>(spec.prompt.begin(), spec.prompt.end()),
+                 static_cast<std::int32_t>(spec.prompt.size()));
+}
+
+Sequence& SchedulerCore::fork_request(Sequence& parent, std::int32_t num_tokens,
+                                      const GroupSpec& spec) {
+  PAGEDCORE_REQUIRE(!plan_is_open_, "fork_request: the last plan is not committed");
+  PAGEDCORE_REQUIRE(num_tokens >= 1 && num_tokens <= parent.num_tokens(),
+                    "fork_request: num_tokens must be in [1, ", parent.num_tokens(), "], got ",
+                    num_tokens);
+  std::vector<TokenId> tokens(parent.tokens_.begin(), parent.tokens_.begin() + num_tokens);
+  tokens.insert(tokens.end(), spec.prompt.begin(), spec.prompt.end());
+  const auto total = static_cast<std::int32_t>(tokens.size());
+  require_feasible(spec, total);
+  Sequence& child = enqueue(spec, std::move(tokens), total);
+  // KV is shared only within one salt, and not where the caller wants every position computed.
+  const bool shares = parent.waits_for_ == nullptr && parent.host_table_.num_blocks() == 0 &&
+                      child.group_->salt_ == parent.group_->salt_ && spec.read_prefix_cache;
+  child.num_computed_ = shares ? std::min({num_tokens, parent.num_computed_, total - 1}) : 0;
+  child.max_computed_ = child.num_computed_;
+  if (child.num_computed_ > 0) {
+    kv_->fork(parent, child, pending_copies_);
+    set_waits_with_blocks(*child.group_, true);
+  }
+  return child;
+}
+
+Sequence& SchedulerCore::restore(const GroupSpec& spec, std::span<const TokenId> tokens,
+                                 std::int32_t num_computed) {
+  PAGEDCORE_REQUIRE(!plan_is_open_, "restore: the last plan is not committed");
+  const auto total = static_cast<std::int32_t>(tokens.size());
+  PAGEDCORE_REQUIRE(num_computed >= 0 && num_computed < total,
+                    "restore: num_computed must be in [0, ", total, "), got ", num_computed);
+  PAGEDCORE_REQUIRE(spec.prompt.size() <= tokens.size() &&
+                        std::equal(spec.prompt.begin(), spec.prompt.end(), tokens.begin()),
+                    "restore: tokens must begin with the prompt");
+  require_feasible(spec, total);
+  Sequence& sequence = enqueue(spec, std::vector<TokenId>(tokens.begin(), tokens.end()),
+                               static_cast<std::int32_t>(spec.prompt.size()));
+  if (num_computed > 0 && kv_->try_extend(sequence, num_computed, pending_copies_)) {
+    sequence.num_computed_ = sequence.max_computed_ = num_computed;
+    sequence.writable_end_ = 0;
+    sequence.num_registered_blocks_ = -1;  // what a file held is not served to other requests
+    set_waits_with_blocks(*sequence.group_, true);
+  }
+  return sequence;
+}
+
+void SchedulerCore::take_row(Sequence& sequence) {
+  sequence.row_ = free_rows_.back();
+  free_rows_.pop_back();
+  sequence.first_changed_block_ = 0;
+}
+
+void SchedulerCore::give_row_back(Sequence& sequence) {
+  if (sequence.row_ < 0) return;
+  free_rows_.push_back(sequence.row_);
+  sequence.row_ = -1;
+}
+
+Sequence& SchedulerCore::fork(Sequence& sequence, std::int32_t num_tokens) {
+  SequenceGroup& group = *sequence.group_;
+  PAGEDCORE_REQUIRE(!plan_is_open_, "fork: the last plan is not committed");
+  PAGEDCORE_REQUIRE(group.state_ == GroupState::kRunning && sequence.row_ >= 0, "fork: sequence ",
+                    sequence.id_, " is not running");
+  PAGEDCORE_REQUIRE(group.num_live() < group.num_sequences_, "fork: request ", group.request_id_,
+                    " was added for ", group.num_sequences_, " sequences and has as many");
+  PAGEDCORE_REQUIRE(num_tokens >= 1 && num_tokens <= sequence.num_tokens(),
+                    "fork: num_tokens must be in [1, ", sequence.num_tokens(), "], got ",
+                    num_tokens);
+  PAGEDCORE_REQUIRE(!is_rebuilding(group) && !group.is_partial_, "fork: request ",
+                    group.request_id_, " is being computed again after a preemption");
+  std::vector<TokenId> tokens;
+  tokens.reserve(group.max_total_tokens_);
+  tokens.assign(sequence.tokens_.begin(), sequence.tokens_.begin() + num_tokens);
+  auto child =
+      make_sequence(group, std::move(tokens), std::min(sequence.num_prompt_tokens_, num_tokens));
+  child->num_computed_ = child->max_computed_ = std::min(num_tokens, sequence.num_computed_);
+  kv_->fork(sequence, *child, pending_copies_);
+  take_row(*child);
+  group.sequences_.push_back(std::move(child));
+  return *group.sequences_.back();
+}
+
+void SchedulerCore::release_blocks(Sequence& sequence, bool content_is_good) {
+  kv_->release(sequence, content_is_good);
+  give_row_back(sequence);
+}
+
+void SchedulerCore::remove_from_queue(SequenceGroup& group) {
+  if (group.state_ == GroupState::kFinished) return;
+  if (group.state_ == GroupState::kRunning) {
+    running_.erase(std::find(running_.begin(), running_.end(), &group));
+    num_running_seqs_ -= group.num_sequences_;
+    set_partial(group, false);
+  } else {
+    queue_of(group).erase(key(group));
+    set_waits_with_blocks(group, false);
+  }
+}
+
+void SchedulerCore::set_waits_with_blocks(SequenceGroup& group, bool waits_with_blocks) {
+  num_waiting_holders_ += waits_with_blocks - group.waits_with_blocks_;
+  group.waits_with_blocks_ = waits_with_blocks;
+}
+
+void SchedulerCore::end_group(SequenceGroup& group) {
+  remove_from_queue(group);
+  group.state_ = GroupState::kFinished;
+  if (plan_is_open_) {
+    std::erase_if(plan_.spans, [&](const Span& s) { return &s.sequence->group() == &group; });
+  }
+  for (const auto& sequence : group.sequences_) {
+    release_blocks(*sequence, !plan_is_open_);
+    sequences_.erase(sequence->id_);
+  }
+  group.sequences_.clear();
+  erase_if_empty(group);
+}
+
+void SchedulerCore::erase_if_empty(SequenceGroup& group) {
+  if (!group.sequences_.empty() || !group.held_.empty()) return;
+  kv_->release_salt(group.salt_);
+  groups_.erase(group.request_id_);
+}
+
+std::unique_ptr<Sequence> SchedulerCore::detach(Sequence& sequence) {
+  SequenceGroup& group = *sequence.group_;
+  const auto found =
+      std::ranges::find(group.sequences_, &sequence, &std::unique_ptr<Sequence>::get);
+  PAGEDCORE_REQUIRE(found != group.sequences_.end(), "sequence ", sequence.id_, " has ended");
+  const bool others_wait = std::ranges::any_of(
+      group.sequences_, [&](const auto& sibling) { return sibling->waits_for_ == &sequence; });
+  std::unique_ptr<Sequence> detached = std::move(*found);
+  group.sequences_.erase(found);
+  if (group.sequences_.empty()) {
+    remove_from_queue(group);
+    group.state_ = GroupState::kFinished;
+  } else if (others_wait) {
+    preempt(group, PreemptionCause::kSibling, false);
+  }
+  return detached;
+}
+
+void SchedulerCore::finish(Sequence& sequence) {
+  PAGEDCORE_REQUIRE(!plan_is_open_, "finish: the last plan is not committed");
+  SequenceGroup& group = *sequence.group_;
+  const std::unique_ptr<Sequence> detached = detach(sequence);
+  release_blocks(*detached, true);
+  sequences_.erase(detached->id_);
+  erase_if_empty(group);
+}
+
+void SchedulerCore::hold(Sequence& sequence) {
+  PAGEDCORE_REQUIRE(!plan_is_open_, "hold: the last plan is not committed");
+  PAGEDCORE_REQUIRE(sequence.row_ >= 0 && sequence.waits_for_ == nullptr, "hold: sequence ",
+                    sequence.id_, " is not running");
+  SequenceGroup& group = *sequence.group_;
+  group.held_.push_back(detach(sequence));
+  give_row_back(sequence);
+  sequence.table_.truncate(sequence.num_computed_);
+}
+
+void SchedulerCore::release(Sequence& sequence) {
+  SequenceGroup& group = *sequence.group_;
+  const auto found = std::ranges::find(group.held_, &sequence, &std::unique_ptr<Sequence>::get);
+  PAGEDCORE_REQUIRE(found != group.held_.end(), "release: sequence ", sequence.id_, " is not held");
+  kv_->release(sequence, true);
+  sequences_.erase(sequence.id_);
+  group.held_.erase(found);
+  erase_if_empty(group);
+}
+
+void SchedulerCore::abort(RequestId request_id) {
+  const auto found = groups_.find(request_id);
+  if (found != groups_.end()) end_group(*found->second);
+}
+
+Sequence* SchedulerCore::find(SequenceId id) const {
+  const auto found = sequences_.find(id);
+  return found == sequences_.end() ? nullptr : found->second;
+}
+
+}  // namespace pagedcore
