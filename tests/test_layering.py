@@ -29,7 +29,10 @@ MAY_INCLUDE["bindings"] = MAY_INCLUDE["capi"] = [*MAY_INCLUDE["engine"], "engine
 PUBLIC_HEADERS = {
     "base": ["error.h", "export.h", "types.h", "version.h"],
     "memory": ["block_allocator.h", "block_table.h", "prefix_cache.h"],
-    "scheduler": ["kv_manager.h", "scheduler.h", "sequence.h", "step_plan.h"],
+    "scheduler": [
+        *("contiguous_kv_manager.h", "kv_manager.h", "scheduler.h", "scheduler_config.h"),
+        *("scheduler_stats.h", "sequence.h", "step_plan.h"),
+    ],
     "tensor": ["dtype.h", "quantize.h", "tensor.h"],
     "backend": [
         "backend.h",
@@ -48,8 +51,16 @@ MODULE_OF_HEADER = {h: module for module, headers in PUBLIC_HEADERS.items() for 
 # Python modules from the bottom up; one may import only from the rows above its own.
 PYTHON_LAYERS = [
     ["_core"],
-    ["interrupts", "ops", "outputs", "sampling_params", "tensors", "text"],
-    ["chat_template", "config", "engine_options", "live_request", "prompts", "safetensors_file"],
+    ["interrupts", "outputs", "sampling_params", "tensors", "text"],
+    [
+        "chat_template",
+        "config",
+        "engine_options",
+        "live_request",
+        "ops",
+        "prompts",
+        "safetensors_file",
+    ],
     ["checkpoint"],
     ["llm"],
     ["cli"],
