@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <utility>
 
 #include "cpp/engine/impl.h"
 
@@ -64,16 +65,27 @@ FinishReason Engine::Impl::finish_reason_after(const SequenceState& state, Token
 void Engine::Impl::finish(SequenceState& state, FinishReason reason, TokenId stop_token) {
   state.finish_reason = reason;
   state.stop_token = stop_token;
-  scheduler.finish(*state.sequence);
-  state.sequence = nullptr;
+  Sequence* const sequence = std::exchange(state.sequence, nullptr);
   --state.request->num_unfinished;
+  if (!state.request->is_held) {
+    scheduler.finish(*sequence);
+  } else if (sequence->index() >= 0) {
+    scheduler.hold(*sequence);
+    state.held = sequence;
+  } else {  // it waits or was preempted: there is no KV to keep
+    state.held_tokens.assign(sequence->tokens().begin(), sequence->tokens().end());
+    scheduler.finish(*sequence);
+  }
 }
 
 void Engine::Impl::end_request(RequestState& request) {
   request.metrics.total_us = metrics_of(request).total_us;
-  const auto found = requests.find(request.id);
-  ended.push_back(std::move(found->second));
-  requests.erase(found);
+  auto node = requests.extract(request.id);
+  if (request.is_held) {
+    held.insert(std::move(node));
+  } else {
+    ended.push_back(std::move(node.mapped()));
+  }
 }
 
 SequenceUpdate Engine::Impl::blank_update(RequestState& request) {
