@@ -36,7 +36,7 @@ class PagedModel:
             self.config,
             weights(tensors),
             self.backend,
-            max_tokens=1024,
+            max_tokens=512,
             max_logit_rows=1024,
             max_positions=max_positions,
         )
