@@ -138,8 +138,11 @@ RequestId Engine::Impl::start(std::unique_ptr<RequestState> request, Sequence& s
 void Engine::Impl::abort(RequestId id) {
   const auto found = requests.find(id);
   if (found == requests.end()) return;
+  RequestState& request = *found->second;
+  release(id);
   scheduler.abort(id);
-  end_request(*found->second);
+  for (const auto& state : request.sequences) state->sequence = nullptr;
+  end_request(request);
 }
 
 void Engine::Impl::finish_sequence(RequestId id, std::int32_t index) {

@@ -37,6 +37,10 @@ std::string_view describe(const SequenceGroup& group) {
   return "";
 }
 
+std::vector<TokenId> copy_of(std::span<const TokenId> tokens) {
+  return {tokens.begin(), tokens.end()};
+}
+
 SequenceState& state_of(const Span& span) {
   return *static_cast<SequenceState*>(span.sequence->user);
 }
@@ -108,7 +112,11 @@ void Engine::Impl::end_exceeding(const StepPlan& plan) {
       if (!request.updates_at_end) report(*state, {}, {});
     }
     if (request.updates_at_end) report_ranked(request);
-    for (const auto& state : request.sequences) state->sequence = nullptr;
+    for (const auto& state : request.sequences) {
+      if (state->sequence == nullptr) continue;
+      if (request.is_held) state->held_tokens = copy_of(state->sequence->tokens());
+      state->sequence = nullptr;
+    }
     scheduler.abort(id);
     end_request(request);
   }

@@ -37,8 +37,8 @@ class PAGEDCORE_API Engine {
   // One iteration: plan, move blocks, forward, sample, commit. The updates are valid until the
   // next call.
   std::span<const SequenceUpdate> step();
-  // Ends a request, or one of its sequences (the caller saw a stop string): no further update
-  // comes for it. Unknown and finished ids are ignored.
+  // Ends a request, held or not, or one of its sequences (the caller saw a stop string): no further
+  // update comes for it. Unknown and finished ids are ignored.
   void abort(RequestId request_id);
   void finish_sequence(RequestId request_id, std::int32_t index);
 
