@@ -14,9 +14,9 @@ REFERENCES = {
     Activation.RELU: lambda x: np.maximum(x, 0),
     Activation.SILU: lambda x: x / (1 + np.exp(-x)),
     Activation.GELU: lambda x: 0.5 * x * (1 + erf(x / math.sqrt(2))),
-    Activation.GELU_TANH: lambda x: 0.5
-    * x
-    * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    Activation.GELU_TANH: lambda x: (
+        0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    ),
 }
 
 

@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 from support.arrays import DTYPES, ISAS, assert_same_bytes, decode, each_isa
-from support.attention_cases import Cache, Shape, attend, blocks_of, expected, make_sequence, run_alone
+from support.attention_cases import (
+    Cache,
+    Shape,
+    attend,
+    blocks_of,
+    expected,
+    make_sequence,
+    run_alone,
+)
 
 from pagedcore import _core
 

@@ -1,6 +1,15 @@
 import numpy as np
 import pytest
-from support.arrays import DTYPES, ROUNDING, assert_same_bytes, decode, each_isa, encode, rng, storage
+from support.arrays import (
+    DTYPES,
+    ROUNDING,
+    assert_same_bytes,
+    decode,
+    each_isa,
+    encode,
+    rng,
+    storage,
+)
 
 from pagedcore import _core
 
@@ -20,7 +29,9 @@ def expected(kind, x, weight, bias, epsilon):
     return y if bias is None else y + decode(bias)
 
 
-def run(backend, kind, x, y_dtype, weight=None, bias=None, rows=None, weight_dtype="", epsilon=1e-5):
+def run(
+    backend, kind, x, y_dtype, weight=None, bias=None, rows=None, weight_dtype="", epsilon=1e-5
+):
     num_rows = len(x) if rows is None else len(rows)
     y = np.full((num_rows, x.shape[1]), 77, storage(y_dtype))
     x_dtype = "bfloat16" if x.dtype == np.uint16 else ""
