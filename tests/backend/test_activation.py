@@ -30,8 +30,15 @@ def run(isa, activation, gate, up, dtype="float32", y_dtype="float32"):
 
 @each_isa
 @pytest.mark.parametrize("activation", REFERENCES)
-@pytest.mark.parametrize("dtype,y_dtype", [("float32", "float32"), ("bfloat16", "bfloat16"),
-                                           ("float32", "bfloat16"), ("float16", "float32")])  # fmt: skip
+@pytest.mark.parametrize(
+    "dtype,y_dtype",
+    [
+        ("float32", "float32"),
+        ("bfloat16", "bfloat16"),
+        ("float32", "bfloat16"),
+        ("float16", "float32"),
+    ],
+)
 def test_gated_activation_is_that_of_float64(isa, activation, dtype, y_dtype):
     for width in (1, 8, 100, 1536):
         gate = encode(rng(1, width).normal(0, 3, (3, width)), dtype)
