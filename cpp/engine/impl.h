@@ -83,7 +83,7 @@ struct Engine::Impl {
   void report(const SequenceState& state, std::span<const TokenId> tokens,
               std::span<const TokenLogprob> logprobs);
   void report_ranked(RequestState& request);
-  SequenceUpdate blank_update(RequestState& request);
+  SequenceUpdate& new_update(RequestState& request);
 
   // beams.cpp
   void offer_candidates(SequenceState& beam, std::int32_t sample);
