@@ -30,8 +30,8 @@ PUBLIC_HEADERS = {
     "base": ["error.h", "export.h", "types.h", "version.h"],
     "memory": ["block_allocator.h", "block_table.h", "prefix_cache.h"],
     "scheduler": [
-        *("kv_manager.h", "scheduler.h", "scheduler_config.h", "scheduler_stats.h"),
-        *("sequence.h", "step_plan.h"),
+        *("contiguous_kv_manager.h", "kv_manager.h", "scheduler.h", "scheduler_config.h"),
+        *("scheduler_stats.h", "sequence.h", "step_plan.h"),
     ],
     "tensor": ["dtype.h", "tensor.h"],
     "backend": [
