@@ -251,11 +251,11 @@ def test_the_kv_map_shows_every_block_and_every_table():
     assert len(view.sequences) == 3 and {s.request_id for s in view.sequences} == {request}
     references = np.zeros(32, int)
     for sequence in view.sequences:
-        assert sequence.state == "running"
+        assert sequence.state.name == "RUNNING"
         assert len(sequence.table) * 4 >= sequence.num_computed
         np.add.at(references, sequence.table, 1)
         for block in sequence.table:
-            assert sequence.id in view.owners[block]
+            assert sequence.id in view.blocks[block].owners
     assert references.tolist() == view.ref_counts.tolist()
     assert (references > 0).sum() == stats.used_blocks
     assert stats.used_blocks + stats.cached_blocks + stats.free_blocks == stats.num_blocks == 32
