@@ -1,0 +1,135 @@
+#include "cuda/common/launch.h"
+#include "cuda/common/vec.cuh"
+#include "cuda/kernels/kernels.h"
+
+namespace pagedcore::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+// One thread block per (token, kThreads * kVec columns): copies a row of the table.
+__global__ void embed_kernel(const __grid_constant__ EmbedParams p, bool vec) {
+  const std::int64_t token = blockIdx.x;
+  const std::int64_t column = (std::int64_t{blockIdx.y} * kThreads + threadIdx.x) * kVec;
+  if (column >= p.width) return;
+  const std::int64_t row = p.ids[token] + p.id_offset;
+  float v[kVec];
+  load_row(p.table, p.table_dtype, row, p.width, column, vec, v);
+  if (p.accumulate) {
+    float y[kVec];
+    load_row(p.y, p.y_dtype, token, p.width, column, vec, y);
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) v[j] += y[j];
+  }
+  store_row(p.y, p.y_dtype, token, p.width, column, vec, v);
+}
+
+// One thread a vector: y = activation(gate) * up.
+__global__ void gated_activation_kernel(const __grid_constant__ GatedActivationParams p, bool vec) {
+  const std::int64_t row = blockIdx.x;
+  const std::int64_t column = (std::int64_t{blockIdx.y} * kThreads + threadIdx.x) * kVec;
+  if (column >= p.width) return;
+  float gate[kVec], up[kVec];
+  load_row(p.gate_up, p.dtype, 2 * row, p.width, column, vec, gate);
+  load_row(p.gate_up, p.dtype, 2 * row + 1, p.width, column, vec, up);
+#pragma unroll
+  for (int j = 0; j < kVec; ++j) gate[j] = activate(p.activation, gate[j]) * up[j];
+  store_row(p.y, p.y_dtype, row, p.width, column, vec, gate);
+}
+
+// One thread an element; the rows of y need not be dense.
+__global__ void bias_activation_kernel(const __grid_constant__ BiasActivationParams p) {
+  const std::int64_t column = std::int64_t{blockIdx.y} * kThreads + threadIdx.x;
+  if (column >= p.width) return;
+  const std::int64_t i = blockIdx.x * p.y_stride + column;
+  float v = p.keep_y ? load1(p.y, p.y_dtype, i) : 0.0f;
+  if (p.bias != nullptr) v += load1(p.bias, p.bias_dtype, column);
+  store1(p.y, p.y_dtype, i, activate(p.activation, v));
+}
+
+__device__ float block_sum(float v, float* shared) {
+  v = warp_sum(v);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = v;
+  __syncthreads();
+  float sum = 0.0f;
+  for (int w = 0; w < kThreads / 32; ++w) sum += shared[w];
+  return sum;
+}
+
+// One thread block per row, which it reads two (RMS) or three times, mostly from the caches. Each
+// row's sum has one order, whatever the number of rows.
+__global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ NormParams p,
+                                                        bool vec) {
+  __shared__ float shared[kThreads / 32];
+  const std::int64_t row = p.rows == nullptr ? blockIdx.x : p.rows[blockIdx.x];
+  const std::int64_t step = kThreads * kVec;
+  float v[kVec];
+  float mean = 0.0f;
+  if (p.kind == NormKind::kLayer) {
+    float sum = 0.0f;
+    for (std::int64_t i = threadIdx.x * kVec; i < p.width; i += step) {
+      load_row(p.x, p.x_dtype, row, p.width, i, vec, v);
+#pragma unroll
+      for (int j = 0; j < kVec; ++j) sum += v[j];
+    }
+    mean = block_sum(sum, shared) / p.width;
+  }
+  float squares = 0.0f;
+  for (std::int64_t i = threadIdx.x * kVec; i < p.width; i += step) {
+    load_row(p.x, p.x_dtype, row, p.width, i, vec, v);
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) {
+      const float d = i + j < p.width ? v[j] - mean : 0.0f;
+      squares += d * d;
+    }
+  }
+  const float inverse = 1.0f / sqrtf(block_sum(squares, shared) / p.width + p.epsilon);
+  for (std::int64_t i = threadIdx.x * kVec; i < p.width; i += step) {
+    float w[kVec], b[kVec];
+    load_row(p.x, p.x_dtype, row, p.width, i, vec, v);
+    if (p.weight != nullptr) load_row(p.weight, p.weight_dtype, 0, p.width, i, vec, w);
+    if (p.bias != nullptr) load_row(p.bias, p.weight_dtype, 0, p.width, i, vec, b);
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) {
+      v[j] = (v[j] - mean) * inverse;
+      if (p.weight != nullptr) v[j] *= w[j];
+      if (p.bias != nullptr) v[j] += b[j];
+    }
+    store_row(p.y, p.y_dtype, blockIdx.x, p.width, i, vec, v);
+  }
+}
+
+dim3 grid_of(std::int64_t rows, std::int64_t columns, std::int64_t columns_a_block) {
+  return dim3(static_cast<unsigned>(rows),
+              static_cast<unsigned>(ceil_div(columns, columns_a_block)));
+}
+
+}  // namespace
+
+void launch_embed(const EmbedParams& p, cudaStream_t stream) {
+  const bool vec = rows_allow_vectors(p.table, p.width) && rows_allow_vectors(p.y, p.width);
+  embed_kernel<<<grid_of(p.num_tokens, p.width, kThreads * kVec), kThreads, 0, stream>>>(p, vec);
+  PAGEDCORE_CUDA_CHECK(cudaGetLastError());
+}
+
+void launch_gated_activation(const GatedActivationParams& p, cudaStream_t stream) {
+  const bool vec = rows_allow_vectors(p.gate_up, p.width) && rows_allow_vectors(p.y, p.width);
+  gated_activation_kernel<<<grid_of(p.num_rows, p.width, kThreads * kVec), kThreads, 0, stream>>>(
+      p, vec);
+  PAGEDCORE_CUDA_CHECK(cudaGetLastError());
+}
+
+void launch_bias_activation(const BiasActivationParams& p, cudaStream_t stream) {
+  bias_activation_kernel<<<grid_of(p.num_rows, p.width, kThreads), kThreads, 0, stream>>>(p);
+  PAGEDCORE_CUDA_CHECK(cudaGetLastError());
+}
+
+void launch_norm(const NormParams& p, cudaStream_t stream) {
+  const bool vec = rows_allow_vectors(p.x, p.width) && rows_allow_vectors(p.y, p.width) &&
+                   rows_allow_vectors(p.weight, p.width) && rows_allow_vectors(p.bias, p.width);
+  norm_kernel<<<static_cast<unsigned>(p.num_rows), kThreads, 0, stream>>>(p, vec);
+  PAGEDCORE_CUDA_CHECK(cudaGetLastError());
+}
+
+}  // namespace pagedcore::cuda
