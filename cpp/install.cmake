@@ -1,4 +1,5 @@
-# Both `cmake --install` and the wheel carry the library, its headers and a CMake package.
+# Both `cmake --install` and the wheel carry the library, its headers and a CMake package; the wheel
+# carries the extension module too.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
@@ -7,22 +8,26 @@ set(_prefix "")
 set(_lib ${CMAKE_INSTALL_LIBDIR})
 if(SKBUILD)
   set(_prefix "pagedcore/")
-  set(_lib lib)
+  set(_lib "pagedcore/lib")
 endif()
 
 install(TARGETS pagedcore EXPORT pagedcore-targets
-  LIBRARY DESTINATION ${_prefix}${_lib} RUNTIME DESTINATION ${_prefix}bin)
+  LIBRARY DESTINATION ${_lib} INCLUDES DESTINATION ${_prefix}include)
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/pagedcore DESTINATION ${_prefix}include)
-install(EXPORT pagedcore-targets NAMESPACE pagedcore::
-  DESTINATION ${_prefix}${_lib}/cmake/pagedcore)
+
+set(_package ${_lib}/cmake/pagedcore)
+install(EXPORT pagedcore-targets NAMESPACE pagedcore:: DESTINATION ${_package})
+configure_package_config_file(
+  ${PROJECT_SOURCE_DIR}/cpp/pagedcore-config.cmake.in ${PROJECT_BINARY_DIR}/pagedcore-config.cmake
+  INSTALL_DESTINATION ${_package}
+  NO_SET_AND_CHECK_MACRO)
 write_basic_package_version_file(
   ${PROJECT_BINARY_DIR}/pagedcore-config-version.cmake COMPATIBILITY SameMinorVersion)
-file(WRITE ${PROJECT_BINARY_DIR}/pagedcore-config.cmake
-  "include(\${CMAKE_CURRENT_LIST_DIR}/pagedcore-targets.cmake)\n")
 install(FILES
   ${PROJECT_BINARY_DIR}/pagedcore-config.cmake
   ${PROJECT_BINARY_DIR}/pagedcore-config-version.cmake
-  DESTINATION ${_prefix}${_lib}/cmake/pagedcore)
-if(PAGEDCORE_PYTHON)
+  DESTINATION ${_package})
+
+if(PAGEDCORE_PYTHON AND SKBUILD)
   install(TARGETS _core LIBRARY DESTINATION pagedcore)
 endif()

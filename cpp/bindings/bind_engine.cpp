@@ -1,7 +1,258 @@
+#include <pybind11/numpy.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
 #include "cpp/bindings/bindings.h"
+#include "cpp/bindings/keywords.h"
+#include "pagedcore/engine.h"
+#include "pagedcore/error.h"
 
 namespace pagedcore::bindings {
+namespace {
 
-void bind_engine(py::module_&) {}
+using TokenArray = py::array_t<TokenId, py::array::c_style>;
+
+py::object optional_text(std::string_view text) {
+  return text.empty() ? py::object(py::none()) : py::str(text.data(), text.size());
+}
+
+// One list of (token, logprob, rank) a token; None where nothing was asked for.
+py::object logprob_lists(std::span<const TokenLogprob> logprobs, std::int32_t per_token) {
+  if (per_token == 0) return py::none();
+  const std::size_t count = logprobs.size() / per_token;
+  py::list tokens(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    py::list entries(per_token);
+    for (std::int32_t j = 0; j < per_token; ++j) {
+      const TokenLogprob& entry = logprobs[i * per_token + j];
+      entries[j] = py::make_tuple(entry.token, entry.logprob, entry.rank);
+    }
+    tokens[i] = std::move(entries);
+  }
+  return tokens;
+}
+
+// A SequenceUpdate that owns what it shows.
+struct PyUpdate {
+  explicit PyUpdate(const SequenceUpdate& update)
+      : request_id(update.request_id),
+        index(update.index),
+        new_tokens(update.new_tokens.size()),
+        logprobs(logprob_lists(update.logprobs, update.logprobs_per_token)),
+        prompt_logprobs(
+            update.prompt_logprobs.empty()
+                ? py::object(py::none())
+                : logprob_lists(update.prompt_logprobs, update.prompt_logprobs_per_token)),
+        cumulative_logprob(update.cumulative_logprob),
+        score(update.score),
+        finish_reason(optional_text(finish_reason_name(update.finish_reason))),
+        stop_token(update.stop_token < 0 ? py::object(py::none()) : py::int_(update.stop_token)),
+        explanation(optional_text(update.explanation)),
+        metrics(update.metrics == nullptr || update.finish_reason == FinishReason::kNone
+                    ? py::object(py::none())
+                    : py::cast(*update.metrics)) {
+    for (std::size_t i = 0; i < update.new_tokens.size(); ++i) new_tokens[i] = update.new_tokens[i];
+  }
+
+  RequestId request_id;
+  std::int32_t index;
+  py::list new_tokens;
+  py::object logprobs;
+  py::object prompt_logprobs;
+  double cumulative_logprob;
+  double score;
+  py::object finish_reason;
+  py::object stop_token;
+  py::object explanation;
+  py::object metrics;
+};
+
+py::list step(Engine& engine) {
+  std::span<const SequenceUpdate> updates;
+  {
+    const py::gil_scoped_release no_gil;
+    updates = engine.step();
+  }
+  py::list result(updates.size());
+  for (std::size_t i = 0; i < updates.size(); ++i) result[i] = PyUpdate(updates[i]);
+  return result;
+}
+
+RequestId add_request(Engine& engine, const std::vector<TokenId>& prompt,
+                      const SamplingParams& params, std::int32_t priority, std::string tenant,
+                      std::string cache_salt, bool hold) {
+  const RequestOptions options{priority, std::move(tenant), std::move(cache_salt), hold};
+  const py::gil_scoped_release no_gil;
+  return engine.add_request(prompt, params, options);
+}
+
+std::string preemption_mode(const EngineConfig& config) {
+  switch (config.preemption_mode) {
+    case PreemptionMode::kRecompute:
+      return "recompute";
+    case PreemptionMode::kSwap:
+      return "swap";
+    case PreemptionMode::kAuto:
+      return "auto";
+  }
+  return "";
+}
+
+void set_preemption_mode(EngineConfig& config, const std::string& name) {
+  for (const PreemptionMode mode :
+       {PreemptionMode::kRecompute, PreemptionMode::kSwap, PreemptionMode::kAuto}) {
+    config.preemption_mode = mode;
+    if (preemption_mode(config) == name) return;
+  }
+  PAGEDCORE_REQUIRE(false, "preemption_mode must be \"recompute\", \"swap\" or \"auto\", got \"",
+                    name, "\"");
+}
+
+void bind_config(py::module_& m) {
+  py::class_<EngineConfig> type(m, "EngineConfig");
+  def_keyword_init(type);
+  type.def_readwrite("block_size", &EngineConfig::block_size)
+      .def_readwrite("kv_cache_bytes", &EngineConfig::kv_cache_bytes)
+      .def_readwrite("num_blocks", &EngineConfig::num_blocks)
+      .def_property(
+          "kv_dtype",
+          [](const EngineConfig& config) {
+            return config.kv_dtype ? optional_text(dtype_name(*config.kv_dtype)) : py::none();
+          },
+          [](EngineConfig& config, const std::optional<std::string>& name) {
+            config.kv_dtype =
+                name ? std::optional<DType>(dtype_from_name(*name)) : std::optional<DType>();
+          })
+      .def_readwrite("max_model_len", &EngineConfig::max_model_len)
+      .def_readwrite("max_num_seqs", &EngineConfig::max_num_seqs)
+      .def_readwrite("max_num_batched_tokens", &EngineConfig::max_num_batched_tokens)
+      .def_readwrite("enable_prefix_caching", &EngineConfig::enable_prefix_caching)
+      .def_readwrite("swap_space_bytes", &EngineConfig::swap_space_bytes)
+      .def_property("preemption_mode", &preemption_mode, &set_preemption_mode)
+      .def_readwrite("max_waiting", &EngineConfig::max_waiting)
+      .def_readwrite("eos_token_ids", &EngineConfig::eos_token_ids)
+      .def_readwrite("seed", &EngineConfig::seed)
+      .def("validate", &EngineConfig::validate);
+
+  py::class_<MemoryPlan>(m, "MemoryPlan")
+      .def_readonly("weights_bytes", &MemoryPlan::weights_bytes)
+      .def_readonly("block_bytes", &MemoryPlan::block_bytes)
+      .def_readonly("num_blocks", &MemoryPlan::num_blocks)
+      .def_readonly("kv_cache_bytes", &MemoryPlan::kv_cache_bytes)
+      .def_readonly("workspace_bytes", &MemoryPlan::workspace_bytes)
+      .def_readonly("num_host_blocks", &MemoryPlan::num_host_blocks)
+      .def_readonly("swap_bytes", &MemoryPlan::swap_bytes)
+      .def_readonly("total_bytes", &MemoryPlan::total_bytes);
+}
+
+void bind_updates(py::module_& m) {
+  py::class_<RequestMetrics>(m, "RequestMetrics")
+      .def_readonly("queue_us", &RequestMetrics::queue_us)
+      .def_readonly("first_token_us", &RequestMetrics::first_token_us)
+      .def_readonly("total_us", &RequestMetrics::total_us)
+      .def_readonly("num_prompt_tokens", &RequestMetrics::num_prompt_tokens)
+      .def_readonly("num_cached_tokens", &RequestMetrics::num_cached_tokens)
+      .def_readonly("num_preemptions", &RequestMetrics::num_preemptions)
+      .def_readonly("num_recomputed_tokens", &RequestMetrics::num_recomputed_tokens)
+      .def_property_readonly("last_preemption", [](const RequestMetrics& metrics) {
+        return optional_text(metrics.last_preemption);
+      });
+
+  py::class_<PyUpdate>(m, "SequenceUpdate")
+      .def_readonly("request_id", &PyUpdate::request_id)
+      .def_readonly("index", &PyUpdate::index)
+      .def_readonly("new_tokens", &PyUpdate::new_tokens)
+      .def_readonly("logprobs", &PyUpdate::logprobs)
+      .def_readonly("prompt_logprobs", &PyUpdate::prompt_logprobs)
+      .def_readonly("cumulative_logprob", &PyUpdate::cumulative_logprob)
+      .def_readonly("score", &PyUpdate::score)
+      .def_readonly("finish_reason", &PyUpdate::finish_reason)
+      .def_readonly("stop_token", &PyUpdate::stop_token)
+      .def_readonly("explanation", &PyUpdate::explanation)
+      .def_readonly("metrics", &PyUpdate::metrics);
+}
+
+void bind_stats(py::module_& m) {
+  py::class_<Stats>(m, "Stats")
+      .def_readonly("num_waiting", &Stats::num_waiting)
+      .def_readonly("num_running", &Stats::num_running)
+      .def_readonly("num_preempted", &Stats::num_preempted)
+      .def_readonly("num_held", &Stats::num_held)
+      .def_readonly("num_blocks", &Stats::num_blocks)
+      .def_readonly("used_blocks", &Stats::used_blocks)
+      .def_readonly("cached_blocks", &Stats::cached_blocks)
+      .def_readonly("free_blocks", &Stats::free_blocks)
+      .def_readonly("used_slots", &Stats::used_slots)
+      .def_readonly("token_slots", &Stats::token_slots)
+      .def_readonly("saved_slots", &Stats::saved_slots)
+      .def_readonly("used_host_blocks", &Stats::used_host_blocks)
+      .def_readonly("num_steps", &Stats::num_steps)
+      .def_readonly("num_requests", &Stats::num_requests)
+      .def_readonly("num_prompt_tokens", &Stats::num_prompt_tokens)
+      .def_readonly("num_output_tokens", &Stats::num_output_tokens)
+      .def_readonly("num_computed_tokens", &Stats::num_computed_tokens)
+      .def_readonly("num_prefix_queried_tokens", &Stats::num_prefix_queried_tokens)
+      .def_readonly("num_prefix_hit_tokens", &Stats::num_prefix_hit_tokens)
+      .def_readonly("num_recomputed_tokens", &Stats::num_recomputed_tokens)
+      .def_readonly("num_recompute_preemptions", &Stats::num_recompute_preemptions)
+      .def_readonly("num_swap_preemptions", &Stats::num_swap_preemptions)
+      .def_readonly("num_copied_blocks", &Stats::num_copied_blocks)
+      .def_readonly("num_swapped_out_blocks", &Stats::num_swapped_out_blocks)
+      .def_readonly("num_swapped_in_blocks", &Stats::num_swapped_in_blocks)
+      .def_readonly("step_host_us", &Stats::step_host_us)
+      .def_readonly("step_device_us", &Stats::step_device_us)
+      .def_readonly("total_host_us", &Stats::total_host_us)
+      .def_readonly("total_device_us", &Stats::total_device_us)
+      .def_property_readonly("waste", &Stats::waste)
+      .def_property_readonly("shared_savings", &Stats::shared_savings);
+}
+
+// Destroys an engine without the GIL: freeing the cache takes time, and other threads may run.
+struct EngineDeleter {
+  void operator()(Engine* engine) const {
+    const py::gil_scoped_release no_gil;
+    delete engine;
+  }
+};
+
+}  // namespace
+
+void bind_engine(py::module_& m) {
+  bind_config(m);
+  bind_updates(m);
+  bind_stats(m);
+
+  py::class_<Engine, std::unique_ptr<Engine, EngineDeleter>>(m, "Engine")
+      .def(py::init([](const ModelConfig& model, const Weights& weights,
+                       std::unique_ptr<Backend> backend, const EngineConfig& config) {
+             const py::gil_scoped_release no_gil;
+             return std::unique_ptr<Engine, EngineDeleter>(
+                 new Engine(model, weights, std::move(backend), config));
+           }),
+           py::arg("model"), py::arg("weights"), py::arg("backend"), py::arg("config"))
+      .def("add_request", &add_request, py::arg("prompt"), py::arg("params"), py::kw_only(),
+           py::arg("priority") = 0, py::arg("tenant") = "", py::arg("cache_salt") = "",
+           py::arg("hold") = false)
+      .def("step", &step)
+      .def("abort", &Engine::abort, py::arg("request_id"), py::call_guard<py::gil_scoped_release>())
+      .def("finish_sequence", &Engine::finish_sequence, py::arg("request_id"), py::arg("index"),
+           py::call_guard<py::gil_scoped_release>())
+      .def("has_unfinished", &Engine::has_unfinished)
+      .def("stats", &Engine::stats)
+      .def("metrics", &Engine::metrics, py::arg("request_id"))
+      .def("verify", &Engine::verify, py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("config", &Engine::config)
+      .def_property_readonly("model_config", &Engine::model_config)
+      .def_property_readonly("memory_plan", &Engine::memory_plan)
+      .def_property_readonly("backend_description",
+                             [](Engine& engine) { return engine.backend().description(); })
+      .def_property_readonly("allocated_bytes",
+                             [](Engine& engine) { return engine.backend().allocated_bytes(); })
+      .def_static("plan_memory", &Engine::plan_memory, py::arg("model"), py::arg("weights"),
+                  py::arg("backend"), py::arg("config"));
+}
 
 }  // namespace pagedcore::bindings

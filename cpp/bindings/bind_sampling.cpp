@@ -1,7 +1,172 @@
+#include <pybind11/numpy.h>
+
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
 #include "cpp/bindings/bindings.h"
+#include "cpp/bindings/keywords.h"
+#include "pagedcore/backend.h"
+#include "pagedcore/error.h"
+#include "pagedcore/sampling_ops.h"
+#include "pagedcore/sampling_params.h"
 
 namespace pagedcore::bindings {
+namespace {
 
-void bind_sampling(py::module_&) {}
+// A SampleRow that owns what its spans borrow.
+struct OwnedSampleRow {
+  SampleRow row;
+  std::vector<SeenToken> seen;
+  std::vector<LogitBias> bias;
+  std::vector<TokenId> allowed;
+  std::vector<TokenId> banned;
+
+  SampleRow borrow() const {
+    SampleRow borrowed = row;
+    borrowed.seen = seen;
+    borrowed.bias = bias;
+    borrowed.allowed = allowed;
+    borrowed.banned = banned;
+    return borrowed;
+  }
+};
+
+using Pairs = std::vector<std::pair<TokenId, std::int32_t>>;
+
+template <auto Field>
+void def_row_field(py::class_<OwnedSampleRow>& type, const char* name) {
+  using Value = std::remove_reference_t<decltype(std::declval<SampleRow>().*Field)>;
+  type.def_property(
+      name, [](const OwnedSampleRow& self) { return self.row.*Field; },
+      [](OwnedSampleRow& self, Value value) { self.row.*Field = value; });
+}
+
+void bind_sample_row(py::module_& m) {
+  py::class_<OwnedSampleRow> type(m, "SampleRow");
+  def_keyword_init(type);
+  def_row_field<&SampleRow::logit_row>(type, "logit_row");
+  def_row_field<&SampleRow::temperature>(type, "temperature");
+  def_row_field<&SampleRow::top_k>(type, "top_k");
+  def_row_field<&SampleRow::top_p>(type, "top_p");
+  def_row_field<&SampleRow::min_p>(type, "min_p");
+  def_row_field<&SampleRow::repetition_penalty>(type, "repetition_penalty");
+  def_row_field<&SampleRow::presence_penalty>(type, "presence_penalty");
+  def_row_field<&SampleRow::frequency_penalty>(type, "frequency_penalty");
+  def_row_field<&SampleRow::seed>(type, "seed");
+  def_row_field<&SampleRow::position>(type, "position");
+  def_row_field<&SampleRow::num_top>(type, "num_top");
+  def_row_field<&SampleRow::given_token>(type, "given_token");
+  type.def_readwrite("allowed", &OwnedSampleRow::allowed)
+      .def_readwrite("banned", &OwnedSampleRow::banned)
+      .def_property(
+          "seen",
+          [](const OwnedSampleRow& self) {
+            Pairs pairs;
+            for (const SeenToken& seen : self.seen)
+              pairs.emplace_back(seen.token, seen.output_count);
+            return pairs;
+          },
+          [](OwnedSampleRow& self, const Pairs& pairs) {
+            self.seen.clear();
+            for (const auto& [token, count] : pairs) self.seen.push_back({token, count});
+          })
+      .def_property(
+          "bias",
+          [](const OwnedSampleRow& self) {
+            std::vector<std::pair<TokenId, float>> pairs;
+            for (const LogitBias& bias : self.bias) pairs.emplace_back(bias.token, bias.bias);
+            return pairs;
+          },
+          [](OwnedSampleRow& self, const std::vector<std::pair<TokenId, float>>& pairs) {
+            self.bias.clear();
+            for (const auto& [token, bias] : pairs) self.bias.push_back({token, bias});
+          });
+}
+
+py::tuple sample(Backend& backend,
+                 const py::array_t<float, py::array::c_style | py::array::forcecast>& logits,
+                 const std::vector<OwnedSampleRow>& rows, std::int32_t max_top) {
+  PAGEDCORE_REQUIRE(backend.is_host(), "backend must be a host backend, got ",
+                    backend.description());
+  PAGEDCORE_REQUIRE(logits.ndim() == 2, "logits must be [rows, vocab_size], got ", logits.ndim(),
+                    " dimensions");
+  const auto count = static_cast<py::ssize_t>(rows.size());
+  std::vector<SampleRow> samples;
+  for (const OwnedSampleRow& row : rows) samples.push_back(row.borrow());
+  py::array_t<TokenId> tokens(count), top_tokens({count, py::ssize_t{max_top}});
+  py::array_t<std::int32_t> ranks(count);
+  py::array_t<float> logprobs(count), top_logprobs({count, py::ssize_t{max_top}});
+
+  const auto span = [](auto& array) {
+    return std::span(array.mutable_data(), static_cast<std::size_t>(array.size()));
+  };
+  SampleParams params;
+  params.logits = logits.data();
+  params.num_rows = logits.shape(0);
+  params.vocab_size = logits.shape(1);
+  params.samples = samples;
+  params.outputs = {span(tokens), span(logprobs),   span(ranks),
+                    max_top,      span(top_tokens), span(top_logprobs)};
+  const Buffer workspace(
+      backend, backend.sample_workspace_bytes(params.vocab_size, static_cast<std::int32_t>(count)));
+  params.workspace = workspace.data();
+  params.workspace_bytes = workspace.bytes();
+  {
+    const py::gil_scoped_release no_gil;
+    backend.sample(params);
+  }
+  return py::make_tuple(tokens, logprobs, ranks, top_tokens, top_logprobs);
+}
+
+std::variant<bool, std::string> early_stopping(const SamplingParams& params) {
+  if (params.early_stopping == EarlyStopping::kNever) return "never";
+  return params.early_stopping == EarlyStopping::kTrue;
+}
+
+void set_early_stopping(SamplingParams& params, const std::variant<bool, std::string>& value) {
+  if (const auto* text = std::get_if<std::string>(&value)) {
+    PAGEDCORE_REQUIRE(*text == "never", "early_stopping must be True, False or \"never\", got \"",
+                      *text, "\"");
+    params.early_stopping = EarlyStopping::kNever;
+  } else {
+    params.early_stopping = std::get<bool>(value) ? EarlyStopping::kTrue : EarlyStopping::kFalse;
+  }
+}
+
+}  // namespace
+
+void bind_sampling(py::module_& m) {
+  py::class_<SamplingParams> type(m, "SamplingParams");
+  def_keyword_init(type);
+  type.def_readwrite("n", &SamplingParams::n)
+      .def_readwrite("best_of", &SamplingParams::best_of)
+      .def_readwrite("temperature", &SamplingParams::temperature)
+      .def_readwrite("top_p", &SamplingParams::top_p)
+      .def_readwrite("top_k", &SamplingParams::top_k)
+      .def_readwrite("min_p", &SamplingParams::min_p)
+      .def_readwrite("seed", &SamplingParams::seed)
+      .def_readwrite("max_tokens", &SamplingParams::max_tokens)
+      .def_readwrite("min_tokens", &SamplingParams::min_tokens)
+      .def_readwrite("stop_token_ids", &SamplingParams::stop_token_ids)
+      .def_readwrite("ignore_eos", &SamplingParams::ignore_eos)
+      .def_readwrite("repetition_penalty", &SamplingParams::repetition_penalty)
+      .def_readwrite("presence_penalty", &SamplingParams::presence_penalty)
+      .def_readwrite("frequency_penalty", &SamplingParams::frequency_penalty)
+      .def_readwrite("logit_bias", &SamplingParams::logit_bias)
+      .def_readwrite("allowed_token_ids", &SamplingParams::allowed_token_ids)
+      .def_readwrite("bad_token_ids", &SamplingParams::bad_token_ids)
+      .def_readwrite("logprobs", &SamplingParams::logprobs)
+      .def_readwrite("prompt_logprobs", &SamplingParams::prompt_logprobs)
+      .def_readwrite("beam_width", &SamplingParams::beam_width)
+      .def_readwrite("length_penalty", &SamplingParams::length_penalty)
+      .def_property("early_stopping", &early_stopping, &set_early_stopping)
+      .def("validate", &SamplingParams::validate, py::arg("vocab_size"));
+
+  bind_sample_row(m);
+  m.def("sample", &sample, py::arg("backend"), py::arg("logits"), py::arg("rows"),
+        py::arg("max_top") = 0);
+}
 
 }  // namespace pagedcore::bindings

@@ -35,7 +35,8 @@ DType dtype_from_name(std::string_view name) {
     if (info.name == name) return info.dtype;
   }
   std::string known;
-  for (const DTypeInfo& info : kDTypes) known += (known.empty() ? "" : ", ") + std::string(info.name);
+  for (const DTypeInfo& info : kDTypes)
+    known += (known.empty() ? "" : ", ") + std::string(info.name);
   PAGEDCORE_REQUIRE(false, "dtype must be one of ", known, ", got '", name, "'");
 }
 

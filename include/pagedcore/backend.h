@@ -72,6 +72,9 @@ class PAGEDCORE_API Backend {
   // Makes room for batches up to these sizes, so that no later step allocates.
   virtual void reserve_steps(std::int32_t max_tokens, std::int32_t max_seqs,
                              std::int64_t table_stride) = 0;
+  // Bytes of SampleParams::workspace for up to `max_samples` samples a call.
+  virtual std::int64_t sample_workspace_bytes(std::int64_t vocab_size,
+                                              std::int32_t max_samples) const = 0;
   // The batch with pointers that ops can read, valid until the next stage().
   virtual ForwardBatch stage(const ForwardBatch& host_batch) = 0;
   // Runs `forward`, which calls ops on the staged `batch`; a backend may record and replay it when
@@ -120,7 +123,7 @@ class PAGEDCORE_API Backend {
 
 struct CpuBackendOptions {
   int num_threads = 0;  // 0: as many as this process may use
-  std::string isa;      // "avx2", "avx512", "avx512_bf16", "neon"; empty: PAGEDCORE_ISA, else the best
+  std::string isa;  // "avx2", "avx512", "avx512_bf16", "neon"; empty: PAGEDCORE_ISA, else the best
 };
 PAGEDCORE_API std::unique_ptr<Backend> make_cpu_backend(const CpuBackendOptions& options = {});
 

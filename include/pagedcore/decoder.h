@@ -12,14 +12,23 @@
 
 namespace pagedcore {
 
+// The largest step that a Decoder's workspace has room for.
+struct DecoderLimits {
+  std::int32_t max_tokens = 0;
+  std::int32_t max_logit_rows = 0;  // tokens of a step whose logits are wanted
+  std::int32_t max_positions = 0;   // longest sequence; 0: max_position_embeddings
+};
+
 // One decoder-only transformer on one backend: batches of spans to logits. Written once against
-// Backend and driven by ModelConfig. On a host backend the weights are used where they lie.
+// Backend and driven by ModelConfig. On a host backend the weights are used where they lie; else
+// they are uploaded unchanged, and those that one linear op reads lie next to each other where
+// their sizes are multiples of 256 bytes.
 class PAGEDCORE_API Decoder {
  public:
-  // Takes workspace for steps of at most `max_tokens` tokens of which `max_logit_rows` are asked
-  // for. Throws InvalidArgument naming the tensor that is missing or has the wrong shape or dtype.
-  Decoder(const ModelConfig& config, Weights weights, Backend& backend, std::int32_t max_tokens,
-          std::int32_t max_logit_rows);
+  // Takes all memory that it will ever need. Throws InvalidArgument naming the field of `config`
+  // that is wrong, or the tensor that is missing or has the wrong shape or dtype.
+  Decoder(const ModelConfig& config, Weights weights, Backend& backend,
+          const DecoderLimits& limits);
   ~Decoder();
 
   // Computes the spans of a staged batch: writes their K and V into the cache and gives
@@ -27,11 +36,12 @@ class PAGEDCORE_API Decoder {
   const float* forward(const ForwardBatch& batch, const KvCacheView& cache);
 
   const ModelConfig& config() const;
-
   // Bytes that the constructor takes from the backend: workspace, and weights where they must be
-  // copied to the device.
-  static std::int64_t workspace_bytes(const ModelConfig& config, DType weights, Backend& backend,
-                                      std::int32_t max_tokens, std::int32_t max_logit_rows);
+  // copied to the device. Throws what the constructor throws.
+  static std::int64_t workspace_bytes(const ModelConfig& config, const Weights& weights,
+                                      const Backend& backend, const DecoderLimits& limits);
+  // The one dtype of the layers' matrices. Throws what the constructor throws.
+  static DType weight_dtype(const ModelConfig& config, const Weights& weights);
 
  private:
   struct Impl;

@@ -14,7 +14,8 @@ class PAGEDCORE_API Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// The caller's mistake; the message names the argument, its value and the rule. ValueError in Python.
+// The caller's mistake; the message names the argument, its value and the rule. ValueError in
+// Python.
 class PAGEDCORE_API InvalidArgument : public Error {
  public:
   using Error::Error;
@@ -68,16 +69,16 @@ std::string concat(const Parts&... parts) {
 }  // namespace pagedcore
 
 // The caller's mistake: throws InvalidArgument built from the remaining arguments.
-#define PAGEDCORE_REQUIRE(condition, ...)                                                       \
-  do {                                                                                          \
-    if (!(condition)) [[unlikely]]                                                              \
-      ::pagedcore::detail::throw_invalid_argument(::pagedcore::detail::concat(__VA_ARGS__));    \
+#define PAGEDCORE_REQUIRE(condition, ...)                                                    \
+  do {                                                                                       \
+    if (!(condition)) [[unlikely]]                                                           \
+      ::pagedcore::detail::throw_invalid_argument(::pagedcore::detail::concat(__VA_ARGS__)); \
   } while (false)
 
 // Our bug: throws InternalError; always on. The remaining arguments, if any, give the values.
-#define PAGEDCORE_CHECK(condition, ...)                                                         \
-  do {                                                                                          \
-    if (!(condition)) [[unlikely]]                                                              \
-      ::pagedcore::detail::throw_internal_error(__FILE__, __LINE__, #condition,                 \
-                                                ::pagedcore::detail::concat(__VA_ARGS__));      \
+#define PAGEDCORE_CHECK(condition, ...)                                                    \
+  do {                                                                                     \
+    if (!(condition)) [[unlikely]]                                                         \
+      ::pagedcore::detail::throw_internal_error(__FILE__, __LINE__, #condition,            \
+                                                ::pagedcore::detail::concat(__VA_ARGS__)); \
   } while (false)

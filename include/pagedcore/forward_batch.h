@@ -24,15 +24,16 @@ struct ForwardBatch {
   std::int32_t max_query_len = 0;
   std::int32_t max_context_len = 0;  // largest context_lens[i] + query_len of i
 
-  const TokenId* tokens = nullptr;             // [num_tokens]
-  const std::int32_t* positions = nullptr;     // [num_tokens] absolute position of each token
-  const std::int64_t* slots = nullptr;         // [num_tokens] block * block_size + offset; -1: do not store
+  const TokenId* tokens = nullptr;          // [num_tokens]
+  const std::int32_t* positions = nullptr;  // [num_tokens] absolute position of each token
+  const std::int64_t* slots =
+      nullptr;  // [num_tokens] block * block_size + offset; -1: do not store
   const std::int32_t* query_starts = nullptr;  // [num_seqs + 1] first token of each sequence's span
   const std::int32_t* context_lens = nullptr;  // [num_seqs] tokens in the cache before this span
   const std::int32_t* table_rows = nullptr;    // [num_seqs] row of block_tables
-  const BlockId* block_tables = nullptr;       // [rows, table_stride]; unused entries are unspecified
+  const BlockId* block_tables = nullptr;  // [rows, table_stride]; unused entries are unspecified
   std::int64_t table_stride = 0;
-  const std::int32_t* logit_rows = nullptr;    // [num_logit_rows] tokens whose logits are wanted
+  const std::int32_t* logit_rows = nullptr;  // [num_logit_rows] tokens whose logits are wanted
 
   std::span<const TableUpdate> table_updates;  // host memory, also after stage()
 };

@@ -12,7 +12,11 @@ namespace pagedcore {
 enum class PositionKind : std::int8_t { kRope, kLearned };
 enum class RopeScalingKind : std::int8_t { kNone, kLinear, kDynamic, kYarn, kLlama3 };
 
-// Field names and meanings are those of Hugging Face's rope_scaling.
+// Field names and meanings are those of Hugging Face's rope_scaling; the tables are equal to those
+// that transformers computes. The exception is kDynamic, whose base grows there with the longest
+// sequence of the batch: here position p >= original_max_position_embeddings turns by the base of a
+// sequence of p + 1 tokens. That is transformers' result where a sequence grows token by token, it
+// is the same in any batch and chunking, and below the original length nothing changes.
 struct RopeScaling {
   RopeScalingKind kind = RopeScalingKind::kNone;
   float factor = 1.0f;
@@ -40,10 +44,11 @@ struct PAGEDCORE_API ModelConfig {
   std::int64_t num_kv_heads = 0;
   std::int64_t head_dim = 0;
   std::int64_t max_position_embeddings = 0;
-  std::int64_t embedding_size = 0;  // width of the token embedding; differs from hidden_size in OPT-350M
+  std::int64_t embedding_size = 0;  // of a token; differs from hidden_size in OPT-350M
 
   NormKind norm = NormKind::kRms;
   float norm_epsilon = 1e-5f;
+  bool norm_affine = true;  // norms have a weight (kLayer: and a bias)
   bool norm_after = false;  // OPT-350M: norm after each residual add instead of before
   bool final_norm = true;
   bool qk_norm = false;
@@ -64,7 +69,8 @@ struct PAGEDCORE_API ModelConfig {
   std::int32_t sliding_window = 0;      // 0: none
   std::vector<bool> layer_uses_window;  // empty: every layer does
   float attention_softcap = 0.0f;
-  float attention_scale = 0.0f;  // 0: 1 / sqrt(head_dim)
+  float attention_scale = 0.0f;           // 0: 1 / sqrt(head_dim)
+  bool attention_scale_by_layer = false;  // layer i (from 0) divides the scale by i + 1
 
   // Throws InvalidArgument naming the field, its value and the rule.
   void validate() const;

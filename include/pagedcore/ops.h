@@ -12,7 +12,7 @@ namespace pagedcore {
 // Parameters of the backend's ops. Pointers are in the backend's memory unless said otherwise and
 // are borrowed for the call; strides are in elements; null means absent. Sums are in float32.
 
-enum class NormKind : std::int8_t { kRms, kLayer };
+enum class NormKind : std::int8_t { kRms, kLayer, kNone };  // kNone: y = x, converted to y_dtype
 enum class Activation : std::int8_t { kNone, kSilu, kGelu, kGeluTanh, kRelu };
 enum class WeightLayout : std::int8_t { kOutIn, kInOut };  // kInOut: GPT-2's Conv1D
 
@@ -31,6 +31,7 @@ struct EmbedParams {
 };
 
 // y[i] = norm(x[rows ? rows[i] : i]) * weight + bias.
+// Without rows, y may be x where their dtypes agree.
 struct NormParams {
   NormKind kind = NormKind::kRms;
   std::int64_t num_rows = 0;
@@ -62,7 +63,7 @@ struct LinearWeight {
 enum class LinearEpilogue : std::int8_t {
   kStore,       // y = activation(x W^T + bias)
   kAccumulate,  // y += x W^T + bias
-  kGated,       // weights are gate and up: y = activation(x G^T) * (x U^T)
+  kGated,       // weights are gate and up: y = activation(x G^T + bias) * (x U^T + bias)
 };
 
 // One to three weights of one dtype read the same x; their outputs lie side by side in y.
@@ -90,7 +91,7 @@ struct RopeAndCacheParams {
   DType qkv_dtype = DType::kFloat32;
   const std::int32_t* positions = nullptr;  // [num_tokens]
   const std::int64_t* slots = nullptr;      // [num_tokens]; -1: do not store
-  const float* cos_sin = nullptr;  // [max_positions, rotary_dim]: cosines, then sines; null: no rope
+  const float* cos_sin = nullptr;  // [positions, rotary_dim]: cosines, then sines; null: no rope
   std::int64_t rotary_dim = 0;     // dimensions that turn, pairs (i, i + rotary_dim / 2)
   const void* q_norm = nullptr;    // [head_dim]
   const void* k_norm = nullptr;    // [head_dim]

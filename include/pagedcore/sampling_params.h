@@ -10,6 +10,13 @@
 
 namespace pagedcore {
 
+// When beam search ends. As transformers' early_stopping: True, False and "never".
+enum class EarlyStopping : std::int8_t {
+  kTrue,   // as soon as beam_width hypotheses are complete
+  kFalse,  // when no open beam, at its present length, scores above the worst of them
+  kNever,  // when no open beam can ever score above it
+};
+
 // How a request's tokens are chosen and when it stops. Stop strings are the caller's: the library
 // sees tokens only.
 struct PAGEDCORE_API SamplingParams {
@@ -20,7 +27,7 @@ struct PAGEDCORE_API SamplingParams {
   std::int32_t top_k = 0;  // 0: off
   float min_p = 0.0f;
   std::optional<std::int64_t> seed;  // none: drawn from the engine's own seed and the request id
-  std::int32_t max_tokens = 16;
+  std::optional<std::int32_t> max_tokens = 16;  // none: until max_model_len
   std::int32_t min_tokens = 0;
   std::vector<TokenId> stop_token_ids;
   bool ignore_eos = false;
@@ -33,9 +40,11 @@ struct PAGEDCORE_API SamplingParams {
   std::int32_t logprobs = -1;         // top logprobs a token; -1: none, 0: the taken token's only
   std::int32_t prompt_logprobs = -1;  // the same for the prompt's tokens
 
-  std::int32_t beam_width = 0;  // 0: no beam search
-  float length_penalty = 1.0f;
-  bool early_stopping = false;
+  // > 0: beam search with so many beams, of which the n best are returned; greedy otherwise, the
+  // options of drawing are off.
+  std::int32_t beam_width = 0;
+  float length_penalty = 1.0f;  // score = sum of logprobs / output length ^ length_penalty
+  EarlyStopping early_stopping = EarlyStopping::kFalse;
 
   // Throws InvalidArgument naming the field, its value and the rule.
   void validate(std::int64_t vocab_size) const;

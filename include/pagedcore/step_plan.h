@@ -12,10 +12,11 @@ class Sequence;
 // The tokens of one sequence that a step computes: [num_computed, num_computed + query_len).
 struct Span {
   Sequence* sequence = nullptr;
-  std::int32_t context_len = 0;         // == num_computed before the step
+  std::int32_t context_len = 0;  // == num_computed before the step
   std::int32_t query_len = 0;
-  std::int32_t first_changed_block = 0;  // table entries from here on may differ from the last step's
-  bool reaches_end = false;              // the span holds the sequence's last token: sample from it
+  std::int32_t first_changed_block =
+      0;                     // table entries from here on may differ from the last step's
+  bool reaches_end = false;  // the span holds the sequence's last token: sample from it
 };
 
 // What one step does, in this order: swap_out, swap_in, copies, forward over the spans.
@@ -26,7 +27,8 @@ struct StepPlan {
   std::vector<Span> spans;
   std::int32_t num_tokens = 0;
   std::vector<RequestId> preempted;  // groups that lost blocks in this step
-  std::vector<RequestId> capacity_exceeded;  // groups that alone exceed the pool: the caller ends them
+  std::vector<RequestId>
+      capacity_exceeded;  // groups that alone exceed the pool: the caller ends them
 };
 
 }  // namespace pagedcore

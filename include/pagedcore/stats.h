@@ -1,0 +1,55 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "pagedcore/types.h"
+
+namespace pagedcore {
+
+// A snapshot of the engine's counters. Totals count since construction.
+struct Stats {
+  std::int32_t num_waiting = 0;    // requests
+  std::int32_t num_running = 0;    // requests
+  std::int32_t num_preempted = 0;  // requests that wait to resume
+  std::int32_t num_held = 0;       // finished requests kept by hold
+
+  std::int32_t num_blocks = 0;  // == used + cached + free
+  std::int32_t used_blocks = 0;
+  std::int32_t cached_blocks = 0;  // no owner, content findable
+  std::int32_t free_blocks = 0;
+  std::int64_t used_slots = 0;   // block_size * used_blocks
+  std::int64_t token_slots = 0;  // of those, slots that hold a token's KV
+  std::int64_t saved_slots = 0;  // further slots that sequences would need if none were shared
+  std::int32_t used_host_blocks = 0;
+
+  std::int64_t num_steps = 0;
+  std::int64_t num_requests = 0;
+  std::int64_t num_prompt_tokens = 0;
+  std::int64_t num_output_tokens = 0;
+  std::int64_t num_computed_tokens = 0;
+  std::int64_t num_prefix_queried_tokens = 0;
+  std::int64_t num_prefix_hit_tokens = 0;
+  std::int64_t num_recomputed_tokens = 0;
+  std::int64_t num_recompute_preemptions = 0;
+  std::int64_t num_swap_preemptions = 0;
+  std::int64_t num_copied_blocks = 0;
+  std::int64_t num_swapped_out_blocks = 0;
+  std::int64_t num_swapped_in_blocks = 0;
+
+  // Microseconds: the last step's own work on the host, without forward pass, sampling kernels and
+  // block moves; then the last step's and all steps' time in those.
+  double step_host_us = 0.0;
+  double step_device_us = 0.0;
+  double total_host_us = 0.0;
+  double total_device_us = 0.0;
+
+  double waste() const {  // share of used slots that hold no token
+    return used_slots == 0 ? 0.0 : 1.0 - static_cast<double>(token_slots) / used_slots;
+  }
+  double shared_savings() const {  // share of the slots of unshared sequences that sharing saves
+    return saved_slots == 0 ? 0.0 : static_cast<double>(saved_slots) / (saved_slots + used_slots);
+  }
+};
+
+}  // namespace pagedcore

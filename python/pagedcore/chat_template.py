@@ -1,0 +1,127 @@
+"""Renders a checkpoint's chat template, in a sandbox, as transformers does."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+from pagedcore._core import InvalidArgument
+
+Message = Mapping[str, Any]
+
+
+class ChatTemplate:
+    """A jinja2 template from messages to a prompt.
+
+    Raises:
+        InvalidArgument: The template is not valid jinja2.
+    """
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_GenerationBlock, jinja2.ext.loopcontrols],
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = _strftime_now
+        self._special_tokens = dict(special_tokens)
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise InvalidArgument(f"the chat template is not valid jinja2: {error}") from None
+
+    @classmethod
+    def load(
+        cls, folder: Path, tokenizer_config: Mapping[str, Any], special_tokens: Mapping[str, str]
+    ) -> ChatTemplate | None:
+        """A model folder's template; None where it has none.
+
+        It is in chat_template.jinja, or else in tokenizer_config.json, there as a string or as a
+        list of named templates of which "default" is taken.
+        """
+        path = folder / "chat_template.jinja"
+        source = tokenizer_config.get("chat_template")
+        if path.is_file():
+            source = path.read_text(encoding="utf-8")
+        elif isinstance(source, list):
+            source = {entry["name"]: entry["template"] for entry in source}.get("default")
+        return None if source is None else cls(source, special_tokens)
+
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
+        """The prompt text of a conversation.
+
+        Args:
+            messages: Each a mapping with "role" and "content".
+            add_generation_prompt: End with what begins the assistant's answer.
+            variables: More variables that the template may read, such as "tools".
+
+        Raises:
+            InvalidArgument: A message is malformed, or the template refuses the conversation.
+        """
+        check_messages(messages)
+        variables = {"tools": None, "documents": None, **self._special_tokens, **variables}
+        try:
+            return self._template.render(
+                messages=messages, add_generation_prompt=add_generation_prompt, **variables
+            )
+        except jinja2.TemplateError as error:
+            raise InvalidArgument(f"the chat template refused the messages: {error}") from None
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raises InvalidArgument unless `messages` is a conversation of at least one message."""
+    if isinstance(messages, (str, bytes, Mapping)) or not messages:
+        raise InvalidArgument(
+            f'messages must be a list like [{{"role": "user", "content": "Hi"}}], got {messages!r}'
+        )
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping) or "role" not in message:
+            raise InvalidArgument(f'messages[{i}] must be a mapping with a "role", got {message!r}')
+
+
+class _GenerationBlock(jinja2.ext.Extension):
+    """Renders {% generation %}...{% endgeneration %}, which marks answers for training, plainly."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Not jinja2's own filter, which escapes HTML characters.
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.datetime.now().strftime(format)
