@@ -64,6 +64,7 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ 
   __shared__ float shared[kThreads / 32];
   const std::int64_t row = p.rows == nullptr ? blockIdx.x : p.rows[blockIdx.x];
   const std::int64_t step = kThreads * kVec;
+  const bool plain = p.kind == NormKind::kNone;
   float v[kVec];
   float mean = 0.0f;
   if (p.kind == NormKind::kLayer) {
@@ -76,7 +77,7 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ 
     mean = block_sum(sum, shared) / p.width;
   }
   float squares = 0.0f;
-  for (std::int64_t i = threadIdx.x * kVec; i < p.width; i += step) {
+  for (std::int64_t i = threadIdx.x * kVec; !plain && i < p.width; i += step) {
     load_row(p.x, p.x_dtype, row, p.width, i, vec, v);
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
@@ -84,7 +85,7 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ 
       squares += d * d;
     }
   }
-  const float inverse = 1.0f / sqrtf(block_sum(squares, shared) / p.width + p.epsilon);
+  const float inverse = plain ? 1.0f : 1.0f / sqrtf(block_sum(squares, shared) / p.width + p.epsilon);
   for (std::int64_t i = threadIdx.x * kVec; i < p.width; i += step) {
     float w[kVec], b[kVec];
     load_row(p.x, p.x_dtype, row, p.width, i, vec, v);

@@ -25,6 +25,8 @@ struct KvCacheView {
   constexpr std::int64_t layer_stride() const { return 2 * kv_stride(); }
   constexpr std::int64_t block_stride() const { return num_layers * layer_stride(); }
   std::int64_t block_bytes() const { return block_stride() * dtype_bits(dtype) / 8; }
+
+  friend bool operator==(const KvCacheView&, const KvCacheView&) = default;
 };
 
 }  // namespace pagedcore
