@@ -83,6 +83,11 @@ void linear(Handle& h, Reader& r) {
   h.backend->linear(p);
 }
 
+// Several, one behind the other: the first number is how many.
+void linears(Handle& h, Reader& r) {
+  for (std::int64_t n = r.i(); n > 0; --n) linear(h, r);
+}
+
 void rope_and_cache(Handle& h, Reader& r) {
   RopeAndCacheParams p;
   p.num_tokens = r.i(), p.num_heads = r.i(), p.qkv = r.p(), p.qkv_dtype = r.e<DType>();
@@ -96,18 +101,21 @@ void rope_and_cache(Handle& h, Reader& r) {
 }
 
 void paged_attention(Handle& h, Reader& r) {
-  const bool as_step = r.i() != 0;  // through run(), which may record and replay
+  // 0: called as it is; n: called n times, over successive layers, in a step that may be replayed.
+  const std::int64_t in_step = r.i();
   PagedAttentionParams p;
   p.num_heads = r.i(), p.query = r.p(), p.query_dtype = r.e<DType>();
   p.layer = r.i(), p.sliding_window = r.i32(), p.out = r.p(), p.out_dtype = r.e<DType>();
   p.scale = r.f(), p.softcap = r.f();
   p.cache = read_cache(r);
-  const auto forward = [&] { h.backend->paged_attention(h.batch, p); };
-  if (as_step) {
-    h.backend->run(h.batch, forward);
-  } else {
-    forward();
-  }
+  if (in_step == 0) return h.backend->paged_attention(h.batch, p);
+  const std::int64_t first = p.layer;
+  h.backend->run(h.batch, [&] {
+    for (std::int64_t n = 0; n < in_step; ++n) {
+      p.layer = (first + n) % p.cache.num_layers;
+      h.backend->paged_attention(h.batch, p);
+    }
+  });
 }
 
 void gated_activation(Handle& h, Reader& r) {
@@ -177,6 +185,7 @@ Op find_op(std::string_view name) {
   if (name == "embed") return embed;
   if (name == "norm") return norm;
   if (name == "linear") return linear;
+  if (name == "linears") return linears;
   if (name == "rope_and_cache") return rope_and_cache;
   if (name == "paged_attention") return paged_attention;
   if (name == "gated_activation") return gated_activation;
