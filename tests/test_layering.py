@@ -28,12 +28,12 @@ MAY_INCLUDE["bindings"] = MAY_INCLUDE["capi"] = [*MAY_INCLUDE["engine"], "engine
 # The module that each public header belongs to.
 PUBLIC_HEADERS = {
     "base": ["error.h", "export.h", "types.h", "version.h"],
-    "memory": ["block_allocator.h", "block_table.h", "kv_manager.h", "prefix_cache.h"],
-    "scheduler": ["scheduler.h", "sequence.h", "step_plan.h"],
+    "memory": ["block_allocator.h", "block_table.h", "prefix_cache.h"],
+    "scheduler": ["kv_manager.h", "scheduler.h", "sequence.h", "step_plan.h"],
     "tensor": ["dtype.h", "tensor.h"],
     "backend": ["backend.h", "forward_batch.h", "kv_cache.h", "ops.h", "sampling_ops.h"],
     "model": ["decoder.h", "model_config.h"],
-    "engine": ["engine.h", "sampling_params.h"],
+    "engine": ["engine.h", "engine_config.h", "request.h", "sampling_params.h", "stats.h"],
     "capi": ["c_api.h"],
 }
 MODULE_OF_HEADER = {h: module for module, headers in PUBLIC_HEADERS.items() for h in headers}
@@ -41,8 +41,8 @@ MODULE_OF_HEADER = {h: module for module, headers in PUBLIC_HEADERS.items() for 
 # Python modules from the bottom up; one may import only from the rows above its own.
 PYTHON_LAYERS = [
     ["_core"],
-    ["tensors", "ops", "text", "chat_template", "sampling_params", "outputs"],
-    ["config", "safetensors_file"],
+    ["interrupts", "ops", "outputs", "sampling_params", "tensors", "text"],
+    ["chat_template", "config", "engine_options", "live_request", "prompts", "safetensors_file"],
     ["checkpoint"],
     ["llm"],
     ["cli", "__main__"],
@@ -58,6 +58,7 @@ CPP_FILES = sorted(
 LIBRARY_FILES = [p for p in CPP_FILES if p.relative_to(ROOT).parts[0] in ("include", "cpp", "cuda")]
 PYTHON_FILES = sorted((ROOT / "python" / "pagedcore").rglob("*.py"))
 
+TEMPLATE_FOLDERS = ("kernels", "simd")  # whose headers are sources
 HEADER_LINES, SOURCE_LINES, COLUMNS = 160, 420, 100  # "about" 150 and 400, and 100 exactly
 
 
@@ -127,7 +128,8 @@ def test_no_conditional_compilation(path):
 @pytest.mark.parametrize("path", [*CPP_FILES, *PYTHON_FILES], ids=relative)
 def test_files_stay_short_narrow_and_ascii(path):
     lines = read(path).splitlines()
-    limit = HEADER_LINES if path.suffix in (".h", ".cuh") else SOURCE_LINES
+    is_interface = path.suffix in (".h", ".cuh") and path.parent.name not in TEMPLATE_FOLDERS
+    limit = HEADER_LINES if is_interface else SOURCE_LINES
     assert len(lines) <= limit, f"{relative(path)} has {len(lines)} lines, more than {limit}"
     wide = [i for i, line in enumerate(lines, 1) if len(line) > COLUMNS]
     assert not wide, f"{relative(path)}: lines {wide} are wider than {COLUMNS} columns"

@@ -11,6 +11,7 @@ namespace py = pybind11;
 void bind_error(py::module_& m);
 void bind_memory(py::module_& m);
 void bind_scheduler(py::module_& m);
+void bind_backend(py::module_& m);
 void bind_ops(py::module_& m);
 void bind_model(py::module_& m);
 void bind_sampling(py::module_& m);

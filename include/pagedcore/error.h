@@ -53,6 +53,8 @@ class PAGEDCORE_API BackendUnavailable : public Error {
 
 namespace detail {
 
+inline std::string concat() { return {}; }
+
 template <typename... Parts>
 std::string concat(const Parts&... parts) {
   std::ostringstream out;

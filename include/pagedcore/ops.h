@@ -81,7 +81,7 @@ struct LinearParams {
   DType x_dtype = DType::kFloat32;
   std::int64_t x_stride = 0;
   int num_weights = 1;
-  std::array<LinearWeight, 3> weights;
+  std::array<LinearWeight, 3> weights = {};
   LinearEpilogue epilogue = LinearEpilogue::kStore;
   Activation activation = Activation::kNone;
   void* y = nullptr;  // [num_rows, sum of out_features] (kGated: out_features), rows y_stride apart
@@ -107,7 +107,7 @@ struct RopeAndCacheParams {
   float epsilon = 1e-6f;
   void* query = nullptr;  // out: [num_tokens, num_heads, head_dim]
   DType query_dtype = DType::kFloat32;
-  KvCacheView cache;
+  KvCacheView cache = {};
   std::int64_t layer = 0;
 
   friend bool operator==(const RopeAndCacheParams&, const RopeAndCacheParams&) = default;
@@ -120,7 +120,7 @@ struct PagedAttentionParams {
   std::int64_t num_heads = 0;
   const void* query = nullptr;  // [num_tokens, num_heads, head_dim]
   DType query_dtype = DType::kFloat32;
-  KvCacheView cache;
+  KvCacheView cache = {};
   std::int64_t layer = 0;
   float scale = 1.0f;
   std::int32_t sliding_window = 0;  // 0: none

@@ -13,6 +13,8 @@
 
 namespace pagedcore {
 
+class KvManager;
+class SchedulerCore;
 class Sequence;
 
 enum class PreemptionMode : std::int8_t { kRecompute, kSwap, kAuto };
@@ -26,18 +28,18 @@ struct SchedulerConfig {
   bool enable_prefix_caching = true;
   std::int32_t num_host_blocks = 0;  // swap space
   PreemptionMode preemption_mode = PreemptionMode::kRecompute;
-  std::int32_t max_waiting = 0;      // 0: unbounded; else add() throws QueueFull beyond it
+  std::int32_t max_waiting = 0;  // 0: unbounded; else add() throws QueueFull beyond it
 };
 
 // What add() needs to know of a request.
 struct GroupSpec {
   RequestId request_id = 0;
-  std::span<const TokenId> prompt;
-  std::int32_t num_sequences = 1;    // that the group will have once its prompt is computed
+  std::span<const TokenId> prompt = {};
+  std::int32_t num_sequences = 1;     // that the group will have once its prompt is computed
   std::int32_t max_total_tokens = 0;  // prompt and output of its longest sequence, at most
   std::int32_t priority = 0;          // lower runs first
-  std::string_view tenant;            // for quotas
-  std::string_view cache_salt;        // separates tenants in the prefix cache
+  std::string_view tenant = {};       // for quotas
+  std::string_view cache_salt = {};   // separates tenants in the prefix cache
   bool read_prefix_cache = true;      // false where every prompt position must be computed
 };
 
@@ -49,8 +51,13 @@ struct GroupSpec {
 // reaches_end: append_token(), fork() or finish() on its sequence.
 class PAGEDCORE_API Scheduler {
  public:
+  // Pages the KV cache.
   explicit Scheduler(const SchedulerConfig& config);
+  // Another manager of the same pool: num_blocks, block_size and enable_prefix_caching are its own.
+  Scheduler(const SchedulerConfig& config, std::shared_ptr<KvManager> kv);
   ~Scheduler();
+  Scheduler(Scheduler&&) noexcept;
+  Scheduler& operator=(Scheduler&&) noexcept;
 
   // Queues a group with one sequence holding the prompt. Throws InvalidArgument, with the numbers,
   // for a group that can never fit; QueueFull.
@@ -75,8 +82,7 @@ class PAGEDCORE_API Scheduler {
   std::vector<std::string> check_invariants() const;
 
  private:
-  struct Impl;
-  std::unique_ptr<Impl> impl_;
+  std::unique_ptr<SchedulerCore> core_;
 };
 
 }  // namespace pagedcore

@@ -1,1 +1,36 @@
-"""pagedcore: serve language models from a library, with a paged KV cache."""
+"""pagedcore: serve language models from a library, with a paged KV cache.
+
+`LLM` is the whole engine with text in and out. `BlockAllocator`, `BlockTable`, `PrefixCache` and
+`Scheduler` are its block bookkeeping, usable without a model; `ops` are its kernels on arrays.
+"""
+
+from pagedcore._core import (
+    BackendUnavailable,
+    DeviceError,
+    Error,
+    InternalError,
+    InvalidArgument,
+    OutOfMemory,
+    QueueFull,
+    __version__,
+)
+from pagedcore.llm import LLM, SHIPPED_MODEL
+from pagedcore.outputs import CompletionOutput, Logprob, RequestOutput
+from pagedcore.sampling_params import SamplingParams
+
+__all__ = [
+    "LLM",
+    "SHIPPED_MODEL",
+    "BackendUnavailable",
+    "CompletionOutput",
+    "DeviceError",
+    "Error",
+    "InternalError",
+    "InvalidArgument",
+    "Logprob",
+    "OutOfMemory",
+    "QueueFull",
+    "RequestOutput",
+    "SamplingParams",
+    "__version__",
+]

@@ -25,6 +25,11 @@ ActivationDTypes CpuBackend::activation_dtypes(DType weights) const {
   return dtypes;
 }
 
+ForwardBatch CpuBackend::stage(const ForwardBatch& host_batch) {
+  attention_plan_.reset();
+  return host_batch;
+}
+
 void CpuBackend::upload(void* dst, const void* host_src, std::int64_t bytes) {
   if (bytes > 0) std::memcpy(dst, host_src, bytes);
 }

@@ -22,7 +22,7 @@ class CpuBackend final : public Backend {
   void reserve_steps(std::int32_t, std::int32_t, std::int64_t) override {}
   std::int64_t sample_workspace_bytes(std::int64_t vocab_size,
                                       std::int32_t max_samples) const override;
-  ForwardBatch stage(const ForwardBatch& host_batch) override { return host_batch; }
+  ForwardBatch stage(const ForwardBatch& host_batch) override;
   void* allocate_host(std::int64_t bytes) override;
   void free_host(void* data) noexcept override;
 
@@ -56,7 +56,8 @@ class CpuBackend final : public Backend {
   const Kernels& kernels_;
   ThreadPool pool_;
   Workspace workspace_;
-  Context context_{pool_, workspace_};
+  AttentionPlan attention_plan_;
+  Context context_{pool_, workspace_, attention_plan_};
 };
 
 }  // namespace pagedcore::cpu

@@ -2,6 +2,7 @@
 
 #include <string_view>
 
+#include "cpp/backend/cpu/attention_plan.h"
 #include "cpp/backend/cpu/workspace.h"
 #include "cpp/base/thread_pool.h"
 #include "pagedcore/ops.h"
@@ -13,6 +14,7 @@ namespace pagedcore::cpu {
 struct Context {
   ThreadPool& pool;
   Workspace& workspace;
+  AttentionPlan& attention_plan;
 };
 
 // The kernels of one instruction set. Parameters are trusted: Backend's public functions have

@@ -8,13 +8,16 @@
 
 // The vectors of one instruction set. Every set defines the same names:
 //   Vec          kLanes float32 (or, for transpose, any 32-bit units)
+//   kNumRegisters  of the processor that hold a Vec
 //   load, store  kLanes numbers of float, BFloat16 or Float16, unaligned; stores round to nearest even
 //   load_n, ...  the first n <= kLanes of them: nothing behind is touched, missing lanes are 0
 // and + - * / on Vec work lane by lane. Sums of lanes have one fixed order.
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
 inline constexpr int kLanes = 8;
+inline constexpr int kNumRegisters = 16;
 inline constexpr bool kHasBf16Dot = false;
+struct Bf16Dot;  // defined where kHasBf16Dot
 using Vec = __m256;
 
 inline Vec zero() { return _mm256_setzero_ps(); }
@@ -35,6 +38,7 @@ inline Vec select_less(Vec a, Vec b, Vec yes, Vec no) {
   return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
 }
 
+inline float first_lane(Vec a) { return _mm256_cvtss_f32(a); }
 inline float sum(Vec a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
   x = _mm_add_ps(x, _mm_movehl_ps(x, x));

@@ -5,6 +5,7 @@
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
 inline constexpr bool kHasBf16Dot = false;
+struct Bf16Dot;  // defined where kHasBf16Dot
 
 inline __m256i narrow(BFloat16, Vec a) {
   const __m512i bits = _mm512_castps_si512(a);

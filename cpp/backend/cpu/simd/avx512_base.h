@@ -10,6 +10,7 @@
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
 inline constexpr int kLanes = 16;
+inline constexpr int kNumRegisters = 32;
 using Vec = __m512;
 
 inline Vec zero() { return _mm512_setzero_ps(); }
@@ -29,6 +30,7 @@ inline Vec select_less(Vec a, Vec b, Vec yes, Vec no) {
   return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes);
 }
 
+inline float first_lane(Vec a) { return _mm512_cvtss_f32(a); }
 inline float sum(Vec a) {
   const __m256 y = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));

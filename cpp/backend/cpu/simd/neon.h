@@ -10,7 +10,9 @@
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
 inline constexpr int kLanes = 4;
+inline constexpr int kNumRegisters = 32;
 inline constexpr bool kHasBf16Dot = false;
+struct Bf16Dot;  // defined where kHasBf16Dot
 using Vec = float32x4_t;
 
 inline Vec zero() { return vdupq_n_f32(0.0f); }
@@ -28,6 +30,7 @@ inline Vec select_less(Vec a, Vec b, Vec yes, Vec no) {
   return vbslq_f32(vcltq_f32(a, b), yes, no);
 }
 
+inline float first_lane(Vec a) { return vgetq_lane_f32(a, 0); }
 inline float sum(Vec a) {
   const float32x2_t x = vadd_f32(vget_low_f32(a), vget_high_f32(a));
   return vget_lane_f32(x, 0) + vget_lane_f32(x, 1);

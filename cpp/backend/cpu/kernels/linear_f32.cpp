@@ -1,0 +1,7 @@
+#include "cpp/backend/cpu/kernels/linear_run.h"
+
+namespace pagedcore::cpu::PAGEDCORE_ISA {
+
+void linear_f32(const LinearTask& task, ThreadPool& pool) { run_linear<FmaFormat<float>>(task, pool); }
+
+}  // namespace pagedcore::cpu::PAGEDCORE_ISA

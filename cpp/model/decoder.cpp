@@ -1,0 +1,306 @@
+#include "pagedcore/decoder.h"
+
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include "cpp/model/device_weights.h"
+#include "cpp/model/model_weights.h"
+#include "cpp/model/rope.h"
+#include "cpp/model/workspace.h"
+#include "pagedcore/error.h"
+
+namespace pagedcore {
+namespace {
+
+DecoderLimits checked_limits(const ModelConfig& config, DecoderLimits limits) {
+  PAGEDCORE_REQUIRE(limits.max_tokens >= 1, "max_tokens must be at least 1, got ",
+                    limits.max_tokens);
+  PAGEDCORE_REQUIRE(limits.max_logit_rows >= 1, "max_logit_rows must be at least 1, got ",
+                    limits.max_logit_rows);
+  PAGEDCORE_REQUIRE(limits.max_positions >= 0, "max_positions must not be negative, got ",
+                    limits.max_positions);
+  if (limits.max_positions == 0) {
+    limits.max_positions = static_cast<std::int32_t>(config.max_position_embeddings);
+  }
+  PAGEDCORE_REQUIRE(config.position == PositionKind::kRope ||
+                        limits.max_positions <= config.max_position_embeddings,
+                    "max_positions must be at most max_position_embeddings (",
+                    config.max_position_embeddings, ") with learned positions, got ",
+                    limits.max_positions);
+  return limits;
+}
+
+ModelWeights bind_checked(const ModelConfig& config, const Weights& weights) {
+  config.validate();
+  return bind_weights(config, weights);
+}
+
+std::int64_t rope_table_bytes(const ModelConfig& config, const DecoderLimits& limits) {
+  if (config.position != PositionKind::kRope) return 0;
+  return limits.max_positions * rotary_dim(config) * std::int64_t{sizeof(float)};
+}
+
+}  // namespace
+
+struct Decoder::Impl {
+  Impl(const ModelConfig& model_config, Weights checkpoint, Backend& model_backend,
+       const DecoderLimits& step_limits);
+
+  void check(const ForwardBatch& batch, const KvCacheView& cache) const;
+  void embed(const ForwardBatch& batch);
+  void attention(const ForwardBatch& batch, const KvCacheView& cache, std::int64_t layer);
+  void mlp(const ForwardBatch& batch, const LayerWeights& layer);
+  const float* logits(const ForwardBatch& batch);
+
+  void norm(const NormWeights& weights, NormParams params);
+  // The next linear's operand from the residual; normed unless norms come after the add.
+  void read_residual(const NormWeights& weights, std::int64_t num_rows);
+  // Norms the residual in place where norms come after the add.
+  void finish_residual(const NormWeights& weights, std::int64_t num_rows);
+  void linear(const Matrices& matrices, LinearParams params);
+
+  template <typename T = void>
+  T* at(std::int64_t offset) const {
+    return reinterpret_cast<T*>(workspace.as<char>() + offset);
+  }
+  std::int64_t q_size() const { return config.num_heads * config.head_dim; }
+  std::int64_t qkv_size() const { return q_size() + 2 * config.num_kv_heads * config.head_dim; }
+
+  const ModelConfig config;
+  const DecoderLimits limits;
+  Backend& backend;
+  Weights weights;
+  ModelWeights model;
+  WorkspaceLayout layout;
+  Buffer workspace;
+  Buffer rope;
+};
+
+Decoder::Impl::Impl(const ModelConfig& model_config, Weights checkpoint, Backend& model_backend,
+                    const DecoderLimits& step_limits)
+    : config(model_config),
+      limits(checked_limits(model_config, step_limits)),
+      backend(model_backend),
+      weights(std::move(checkpoint)),
+      model(bind_checked(config, weights)),
+      layout(lay_out_workspace(config, model, backend, limits)),
+      workspace(backend, layout.bytes) {
+  if (!backend.is_host()) {
+    weights = upload_weights(model, weights, backend);
+    model = bind_weights(config, weights);
+  }
+  if (config.position == PositionKind::kRope) {
+    const std::vector<float> table = rope_table(config, limits.max_positions);
+    rope = Buffer(backend, rope_table_bytes(config, limits));
+    backend.upload(rope.data(), table.data(), rope.bytes());
+  }
+}
+
+void Decoder::Impl::check(const ForwardBatch& batch, const KvCacheView& cache) const {
+  PAGEDCORE_REQUIRE(batch.num_tokens <= limits.max_tokens, "a step of this decoder has at most ",
+                    limits.max_tokens, " tokens, got ", batch.num_tokens);
+  PAGEDCORE_REQUIRE(batch.num_logit_rows <= limits.max_logit_rows,
+                    "a step of this decoder has at most ", limits.max_logit_rows,
+                    " rows of logits, got ", batch.num_logit_rows);
+  PAGEDCORE_REQUIRE(batch.max_context_len <= limits.max_positions,
+                    "a sequence of this decoder has at most ", limits.max_positions,
+                    " tokens, got ", batch.max_context_len);
+  PAGEDCORE_REQUIRE(cache.num_layers == config.num_layers &&
+                        cache.num_kv_heads == config.num_kv_heads &&
+                        cache.head_dim == config.head_dim,
+                    "the KV cache must have ", config.num_layers, " layers of ",
+                    config.num_kv_heads, " heads of ", config.head_dim, ", got ", cache.num_layers,
+                    " of ", cache.num_kv_heads, " of ", cache.head_dim);
+}
+
+void Decoder::Impl::norm(const NormWeights& norm_weights, NormParams params) {
+  params.width = config.hidden_size;
+  params.x = at(layout.residual);
+  params.x_dtype = layout.dtypes.residual;
+  params.weight = norm_weights.weight;
+  params.bias = norm_weights.bias;
+  params.weight_dtype = norm_weights.dtype;
+  params.epsilon = config.norm_epsilon;
+  backend.norm(params);
+}
+
+void Decoder::Impl::read_residual(const NormWeights& norm_weights, std::int64_t num_rows) {
+  norm(config.norm_after ? NormWeights{} : norm_weights,
+       {.kind = config.norm_after ? NormKind::kNone : config.norm,
+        .num_rows = num_rows,
+        .y = at(layout.operand),
+        .y_dtype = layout.dtypes.operand});
+}
+
+void Decoder::Impl::finish_residual(const NormWeights& norm_weights, std::int64_t num_rows) {
+  if (!config.norm_after) return;
+  norm(norm_weights, {.kind = config.norm,
+                      .num_rows = num_rows,
+                      .y = at(layout.residual),
+                      .y_dtype = layout.dtypes.residual});
+}
+
+void Decoder::Impl::linear(const Matrices& matrices, LinearParams params) {
+  params.in_features = matrices.in_features;
+  params.x_stride = matrices.in_features;
+  params.weights = matrices.weights;
+  params.num_weights = matrices.num_weights;
+  for (int i = 0; i < matrices.num_weights; ++i)
+    params.y_stride += matrices.weights[i].out_features;
+  if (params.epilogue == LinearEpilogue::kGated) params.y_stride /= 2;
+  backend.linear(params);
+}
+
+void Decoder::Impl::embed(const ForwardBatch& batch) {
+  const bool projects = model.project_in.num_weights > 0;
+  backend.embed({.num_tokens = batch.num_tokens,
+                 .width = config.embedding_size,
+                 .ids = batch.tokens,
+                 .table = model.token_embedding.data,
+                 .table_dtype = model.token_embedding.dtype,
+                 .table_rows = config.vocab_size,
+                 .y = at(projects ? layout.operand : layout.residual),
+                 .y_dtype = projects ? layout.dtypes.operand : layout.dtypes.residual});
+  if (projects) {
+    linear(model.project_in, {.num_rows = batch.num_tokens,
+                              .x = at(layout.operand),
+                              .x_dtype = layout.dtypes.operand,
+                              .y = at(layout.residual),
+                              .y_dtype = layout.dtypes.residual});
+  }
+  if (config.position != PositionKind::kLearned) return;
+  backend.embed({.num_tokens = batch.num_tokens,
+                 .width = config.hidden_size,
+                 .ids = batch.positions,
+                 .id_offset = config.position_offset,
+                 .table = model.position_embedding.data,
+                 .table_dtype = model.position_embedding.dtype,
+                 .table_rows = config.position_offset + config.max_position_embeddings,
+                 .accumulate = true,
+                 .y = at(layout.residual),
+                 .y_dtype = layout.dtypes.residual});
+}
+
+void Decoder::Impl::attention(const ForwardBatch& batch, const KvCacheView& cache,
+                              std::int64_t index) {
+  const LayerWeights& layer = model.layers[index];
+  read_residual(layer.attention_norm, batch.num_tokens);
+  linear(layer.qkv, {.num_rows = batch.num_tokens,
+                     .x = at(layout.operand),
+                     .x_dtype = layout.dtypes.operand,
+                     .y = at(layout.wide),
+                     .y_dtype = layout.dtypes.qkv});
+  backend.rope_and_cache({.num_tokens = batch.num_tokens,
+                          .num_heads = config.num_heads,
+                          .qkv = at(layout.wide),
+                          .qkv_dtype = layout.dtypes.qkv,
+                          .positions = batch.positions,
+                          .slots = batch.slots,
+                          .cos_sin = rope.as<float>(),
+                          .rotary_dim = rope.data() == nullptr ? 0 : rotary_dim(config),
+                          .q_norm = layer.q_norm.weight,
+                          .k_norm = layer.k_norm.weight,
+                          .norm_dtype = layer.q_norm.dtype,
+                          .epsilon = config.norm_epsilon,
+                          .query = at(layout.query),
+                          .query_dtype = layout.dtypes.query,
+                          .cache = cache,
+                          .layer = index});
+
+  float scale = config.attention_scale > 0 ? config.attention_scale
+                                           : 1.0f / std::sqrt(static_cast<float>(config.head_dim));
+  if (config.attention_scale_by_layer) scale /= static_cast<float>(index + 1);
+  const bool windowed = config.layer_uses_window.empty() || config.layer_uses_window[index];
+  backend.paged_attention(batch, {.num_heads = config.num_heads,
+                                  .query = at(layout.query),
+                                  .query_dtype = layout.dtypes.query,
+                                  .cache = cache,
+                                  .layer = index,
+                                  .scale = scale,
+                                  .sliding_window = windowed ? config.sliding_window : 0,
+                                  .softcap = config.attention_softcap,
+                                  .out = at(layout.operand),
+                                  .out_dtype = layout.dtypes.operand});
+  linear(layer.attention_out, {.num_rows = batch.num_tokens,
+                               .x = at(layout.operand),
+                               .x_dtype = layout.dtypes.operand,
+                               .epilogue = LinearEpilogue::kAccumulate,
+                               .y = at(layout.residual),
+                               .y_dtype = layout.dtypes.residual});
+  finish_residual(layer.attention_norm, batch.num_tokens);
+}
+
+void Decoder::Impl::mlp(const ForwardBatch& batch, const LayerWeights& layer) {
+  read_residual(layer.mlp_norm, batch.num_tokens);
+  linear(layer.up, {.num_rows = batch.num_tokens,
+                    .x = at(layout.operand),
+                    .x_dtype = layout.dtypes.operand,
+                    .epilogue = config.gated_mlp ? LinearEpilogue::kGated : LinearEpilogue::kStore,
+                    .activation = config.activation,
+                    .y = at(layout.wide),
+                    .y_dtype = layout.dtypes.operand});
+  linear(layer.down, {.num_rows = batch.num_tokens,
+                      .x = at(layout.wide),
+                      .x_dtype = layout.dtypes.operand,
+                      .epilogue = LinearEpilogue::kAccumulate,
+                      .y = at(layout.residual),
+                      .y_dtype = layout.dtypes.residual});
+  finish_residual(layer.mlp_norm, batch.num_tokens);
+}
+
+const float* Decoder::Impl::logits(const ForwardBatch& batch) {
+  const bool projects = model.project_out.num_weights > 0;
+  const DType last_dtype = projects ? layout.dtypes.operand : layout.head_operand;
+  norm(model.final_norm, {.kind = config.final_norm ? config.norm : NormKind::kNone,
+                          .num_rows = batch.num_logit_rows,
+                          .rows = batch.logit_rows,
+                          .y = at(layout.last),
+                          .y_dtype = last_dtype});
+  if (projects) {
+    linear(model.project_out, {.num_rows = batch.num_logit_rows,
+                               .x = at(layout.last),
+                               .x_dtype = last_dtype,
+                               .y = at(layout.projected),
+                               .y_dtype = layout.head_operand});
+  }
+  linear(model.lm_head, {.num_rows = batch.num_logit_rows,
+                         .x = at(projects ? layout.projected : layout.last),
+                         .x_dtype = layout.head_operand,
+                         .y = at(layout.logits),
+                         .y_dtype = DType::kFloat32});
+  return at<float>(layout.logits);
+}
+
+Decoder::Decoder(const ModelConfig& config, Weights weights, Backend& backend,
+                 const DecoderLimits& limits)
+    : impl_(std::make_unique<Impl>(config, std::move(weights), backend, limits)) {}
+
+Decoder::~Decoder() = default;
+
+const float* Decoder::forward(const ForwardBatch& batch, const KvCacheView& cache) {
+  impl_->check(batch, cache);
+  impl_->embed(batch);
+  for (std::int64_t i = 0; i < impl_->config.num_layers; ++i) {
+    impl_->attention(batch, cache, i);
+    impl_->mlp(batch, impl_->model.layers[i]);
+  }
+  return impl_->logits(batch);
+}
+
+const ModelConfig& Decoder::config() const { return impl_->config; }
+
+std::int64_t Decoder::workspace_bytes(const ModelConfig& config, const Weights& weights,
+                                      const Backend& backend, const DecoderLimits& limits) {
+  const ModelWeights model = bind_checked(config, weights);
+  const DecoderLimits checked = checked_limits(config, limits);
+  return lay_out_workspace(config, model, backend, checked).bytes +
+         rope_table_bytes(config, checked) +
+         (backend.is_host() ? 0 : uploaded_bytes(model, weights));
+}
+
+DType Decoder::weight_dtype(const ModelConfig& config, const Weights& weights) {
+  return bind_checked(config, weights).dtype;
+}
+
+}  // namespace pagedcore

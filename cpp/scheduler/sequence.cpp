@@ -1,0 +1,15 @@
+#include "pagedcore/sequence.h"
+
+#include <utility>
+
+namespace pagedcore {
+
+Sequence::Sequence(SequenceId id, SequenceGroup& group, std::vector<TokenId> tokens,
+                   std::int32_t num_prompt_tokens, BlockTable table)
+    : id_(id),
+      group_(&group),
+      tokens_(std::move(tokens)),
+      num_prompt_tokens_(num_prompt_tokens),
+      table_(std::move(table)) {}
+
+}  // namespace pagedcore

@@ -1,0 +1,7 @@
+"""`python -m pagedcore` is the command `pagedcore`."""
+
+import sys
+
+from pagedcore.cli import main
+
+sys.exit(main())

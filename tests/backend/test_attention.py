@@ -1,0 +1,168 @@
+import numpy as np
+import pytest
+from support.arrays import DTYPES, ISAS, assert_same_bytes, decode, each_isa
+from support.attention_cases import Cache, Shape, attend, blocks_of, expected, make_sequence, run_alone
+
+from pagedcore import _core
+
+# float32 sums of at most some hundred products of normal numbers, and exponents of scores whose own
+# error is some 1e-6: a few 1e-6 of outputs of size 1. Measured: 3e-6 at most.
+FLOAT_TOLERANCE = 1e-5
+# Where bfloat16 is multiplied in pairs, queries and weights are rounded to bfloat16 (2^-9 each):
+# scores of size 1 move by 2^-9 of their parts' norm, and outputs by as much. torch's own attention
+# in bfloat16 rounds the same and the output besides; test_bfloat16_is_as_exact_as_torch compares.
+PAIR_TOLERANCE = 2e-2
+
+LENGTHS = [1, 15, 16, 17, 63, 64, 65, 129, 300]
+
+
+def tolerance(isa: str, dtype: str) -> float:
+    return PAIR_TOLERANCE if dtype == "bfloat16" and isa == "avx512_bf16" else FLOAT_TOLERANCE
+
+
+def backend(isa: str = "", threads: int = 2):
+    return _core.make_cpu_backend(threads, isa)
+
+
+def check(shape: Shape, isa: str, lengths=LENGTHS) -> None:
+    sequences = [make_sequence(shape, n) for n in lengths]
+    for sequence, out in zip(sequences, run_alone(shape, sequences, backend(isa))):
+        error = np.abs(out - expected(shape, sequence)).max()
+        assert error < tolerance(isa, shape.dtype)
+
+
+@each_isa
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim", [8, 64, 72, 80, 96, 128, 256])
+def test_attention_is_that_of_float64(isa, dtype, head_dim):
+    check(Shape(head_dim=head_dim, dtype=dtype), isa, [1, 17, 65, 129])
+
+
+@each_isa
+@pytest.mark.parametrize("heads,kv_heads", [(1, 1), (3, 3), (4, 1), (9, 3), (7, 1), (16, 2)])
+def test_any_number_of_heads_shares_a_kv_head(isa, heads, kv_heads):
+    check(Shape(heads=heads, kv_heads=kv_heads, dtype="bfloat16"), isa)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("block_size", [1, 2, 16, 64, 256])
+def test_any_block_size_and_ragged_lengths_work(dtype, block_size):
+    around = {1, block_size - 1, block_size, block_size + 1}
+    check(Shape(dtype=dtype, block_size=block_size), ISAS[-1], sorted({*LENGTHS, *around} - {0}))
+
+
+@each_isa
+@pytest.mark.parametrize("window", [1, 7, 64, 100])
+def test_a_sliding_window_hides_older_positions(isa, window):
+    check(Shape(dtype="float32", window=window), isa)
+
+
+@each_isa
+def test_scores_are_softly_capped(isa):
+    check(Shape(dtype="float32", softcap=2.0), isa)
+
+
+@pytest.mark.parametrize("query_dtype", DTYPES)
+@pytest.mark.parametrize("out_dtype", DTYPES)
+def test_queries_and_outputs_have_dtypes_of_their_own(query_dtype, out_dtype):
+    shape = Shape(query_dtype=query_dtype)
+    sequence = make_sequence(shape, 70)
+    (out,) = run_alone(shape, [sequence], backend(), out_dtype)
+    want = expected(shape, sequence)
+    rounding = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}[out_dtype]
+    assert np.all(np.abs(decode(out) - want) <= FLOAT_TOLERANCE + rounding * np.abs(want))
+
+
+def test_bfloat16_is_as_exact_as_torch():
+    torch = pytest.importorskip("torch")
+    shape = Shape(heads=8, kv_heads=2, dtype="bfloat16")
+    sequence = make_sequence(shape, 512)
+    (out,) = run_alone(shape, [sequence], backend())
+    want = expected(shape, sequence)
+
+    def tensor(rows):
+        return torch.tensor(decode(rows)).bfloat16().permute(1, 0, 2)[None]
+
+    theirs = torch.nn.functional.scaled_dot_product_attention(
+        tensor(sequence.query),
+        *(tensor(np.repeat(x, 4, axis=1)) for x in (sequence.key, sequence.value)),
+        is_causal=True,
+    )
+    theirs = theirs[0].permute(1, 0, 2).double().numpy()
+    assert np.sqrt(np.mean((out - want) ** 2)) < np.sqrt(np.mean((theirs - want) ** 2))
+
+
+def decode_batch(shape: Shape, sequences, begins):
+    """Spans of the last tokens of sequences whose earlier ones are in the cache."""
+    cache = Cache(shape, blocks_of(shape, [len(s.query) for s in sequences]), seed=1)
+    spans = []
+    for sequence, begin in zip(sequences, begins):
+        table: list[int] = []
+        cache.write(table, sequence, 0, len(sequence.query))
+        spans.append((sequence, table, begin, len(sequence.query)))
+    return cache, spans
+
+
+VARIANTS = [
+    {"dtype": "float32"},
+    {"dtype": "bfloat16", "heads": 9, "kv_heads": 3},
+    {"dtype": "float16", "head_dim": 80},
+    {"dtype": "bfloat16", "window": 50},
+    {"dtype": "float32", "softcap": 3.0, "heads": 3, "kv_heads": 1},
+]
+
+
+@each_isa
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_row_is_the_same_to_the_bit_in_any_chunk(isa, variant):
+    shape = Shape(**variant)
+    sequence = make_sequence(shape, 333)
+    (whole,) = run_alone(shape, [sequence], backend(isa))
+    for chunk in (1, 7, 64, 100):
+        cache = Cache(shape, blocks_of(shape, [333]), seed=chunk)
+        table: list[int] = []
+        parts = []
+        for begin in range(0, 333, chunk):
+            end = min(begin + chunk, 333)
+            cache.write(table, sequence, begin, end)
+            parts += attend(shape, cache, [(sequence, table, begin, end)], backend(isa))
+            if chunk == 1 and begin > 130:
+                break
+        part = np.concatenate(parts)
+        assert_same_bytes(part, whole[: len(part)])
+
+
+@each_isa
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_row_is_the_same_to_the_bit_in_any_batch(isa, variant):
+    shape = Shape(**variant)
+    lengths = [300, 1, 64, 129, 17, 65, 256, 257]
+    begins = [299, 0, 0, 128, 3, 64, 192, 1]
+    sequences = [make_sequence(shape, n) for n in lengths]
+    cache, spans = decode_batch(shape, sequences, begins)
+    together = attend(shape, cache, spans, backend(isa))
+    for span, out in zip(spans, together):
+        assert_same_bytes(attend(shape, cache, [span], backend(isa, 1))[0], out)
+
+
+@each_isa
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_row_is_the_same_to_the_bit_for_any_block_size_and_number_of_threads(isa, variant):
+    sequences = [make_sequence(Shape(**variant), n) for n in (300, 77)]
+    want = None
+    for block_size, threads in ((16, 2), (1, 1), (8, 3), (128, 4)):
+        shape = Shape(**variant, block_size=block_size)
+        outs = run_alone(shape, sequences, backend(isa, threads))
+        want = want or outs
+        for a, b in zip(outs, want):
+            assert_same_bytes(a, b)
+
+
+def test_an_empty_span_changes_nothing():
+    shape = Shape()
+    sequences = [make_sequence(shape, n) for n in (20, 33, 40)]
+    cache, spans = decode_batch(shape, sequences, [19, 33, 39])
+    first, middle, last = attend(shape, cache, spans, backend())
+    assert middle.shape[0] == 0
+    assert_same_bytes(first, attend(shape, cache, spans[:1], backend())[0])
+    assert_same_bytes(last, attend(shape, cache, spans[2:], backend())[0])
