@@ -21,10 +21,14 @@ void check(int status, const char* call) {
 
 cudaDataType_t data_type(DType dtype) {
   switch (dtype) {
-    case DType::kFloat16: return CUDA_R_16F;
-    case DType::kBFloat16: return CUDA_R_16BF;
-    case DType::kFloat32: return CUDA_R_32F;
-    default: break;
+    case DType::kFloat16:
+      return CUDA_R_16F;
+    case DType::kBFloat16:
+      return CUDA_R_16BF;
+    case DType::kFloat32:
+      return CUDA_R_32F;
+    default:
+      break;
   }
   PAGEDCORE_REQUIRE(false, "linear on CUDA takes float32, float16 or bfloat16, got ",
                     dtype_name(dtype));
@@ -63,7 +67,8 @@ void* open_library(std::string& path) {
     }
   }
   throw BackendUnavailable(detail::concat(
-      name, " was not found; install it with: pip install 'nvidia-cublas>=13,<14', or name the file "
+      name,
+      " was not found; install it with: pip install 'nvidia-cublas>=13,<14', or name the file "
       "in PAGEDCORE_CUBLASLT"));
 }
 
@@ -165,8 +170,8 @@ void CublasLt::matmul(const GemmArgs& g, void* workspace, cudaStream_t stream) {
     check(api_->preference_create(&preference), "cublasLtMatmulPreferenceCreate");
     const std::size_t bytes = kWorkspaceBytes;
     int found = 0;
-    int status = api_->preference_set(preference, lt::kPreferenceMaxWorkspaceBytes, &bytes,
-                                      sizeof(bytes));
+    int status =
+        api_->preference_set(preference, lt::kPreferenceMaxWorkspaceBytes, &bytes, sizeof(bytes));
     layouts(row_class(g.num_rows));
     if (status == 0) {
       status = api_->get_heuristic(handle_, m.desc, m.a, m.b, m.d, m.d, preference, 1, &m.result,

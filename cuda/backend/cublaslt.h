@@ -17,7 +17,7 @@ struct GemmArgs {
   std::int64_t num_rows = 0, in_features = 0, out_features = 0;
   const void* x = nullptr;
   std::int64_t x_stride = 0;
-  const void* weight = nullptr;   // [out, in], or [in, out] if `transposed`
+  const void* weight = nullptr;  // [out, in], or [in, out] if `transposed`
   bool transposed = false;
   DType dtype = DType::kBFloat16;  // of x and weight
   void* y = nullptr;

@@ -21,8 +21,8 @@ cudaDeviceProp open_device(int device) {
         detail::concat("no CUDA device: ", cudaGetErrorString(error),
                        "; the CUDA backend needs an NVIDIA GPU and its driver"));
   }
-  PAGEDCORE_REQUIRE(device >= 0 && device < count, "device must be from 0 to ", count - 1,
-                    ", got ", device);
+  PAGEDCORE_REQUIRE(device >= 0 && device < count, "device must be from 0 to ", count - 1, ", got ",
+                    device);
   PAGEDCORE_CUDA_CHECK(cudaSetDevice(device));
   cudaDeviceProp properties{};
   PAGEDCORE_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
@@ -92,7 +92,8 @@ void CudaBackend::run(const ForwardBatch& batch, const std::function<void()>& fo
 
 void* CudaBackend::allocate_host(std::int64_t bytes) {
   void* data = nullptr;
-  PAGEDCORE_CUDA_CHECK(cudaHostAlloc(&data, std::max<std::int64_t>(bytes, 1), cudaHostAllocDefault));
+  PAGEDCORE_CUDA_CHECK(
+      cudaHostAlloc(&data, std::max<std::int64_t>(bytes, 1), cudaHostAllocDefault));
   return data;
 }
 
@@ -140,10 +141,9 @@ void CudaBackend::matrix_products(const LinearParams& p, void* y, DType y_dtype,
   for (int i = 0; i < p.num_weights;) {
     const LinearWeight& first = p.weights[i];
     std::int64_t out_features = first.out_features;
-    const char* end = static_cast<const char*>(first.data) +
-                      bytes(first.dtype, out_features * p.in_features);
-    for (++i; i < p.num_weights && p.weights[i].data == end &&
-              first.layout == WeightLayout::kOutIn;
+    const char* end =
+        static_cast<const char*>(first.data) + bytes(first.dtype, out_features * p.in_features);
+    for (++i; i < p.num_weights && p.weights[i].data == end && first.layout == WeightLayout::kOutIn;
          ++i) {
       out_features += p.weights[i].out_features;
       end += bytes(first.dtype, p.weights[i].out_features * p.in_features);
@@ -247,9 +247,9 @@ void CudaBackend::do_paged_attention(const ForwardBatch& batch, const PagedAtten
     args.arrivals = arrivals_.as<std::uint32_t>();
     // A recorded launch serves later steps of as many sequences, whatever their lengths.
     const bool recording = graphs_.mode() == StepGraphs::Mode::kRecord;
-    launch_decode_attention(
-        args, recording ? std::int64_t{batch.num_seqs} * kMaxSplits : step.num_items,
-        stream_.get());
+    launch_decode_attention(args,
+                            recording ? std::int64_t{batch.num_seqs} * kMaxSplits : step.num_items,
+                            stream_.get());
   }
   std::int64_t tiles = 0;
   for (const std::int32_t len : step.prefill_lens) tiles += prefill_tiles(p, len);
@@ -262,7 +262,8 @@ void CudaBackend::do_sample(const SampleParams& params) {
 
 void CudaBackend::do_copy_blocks(const KvCacheView& cache, std::span<const BlockCopy> copies) {
   for (std::size_t first = 0; first < copies.size(); first += kMaxCopies) {
-    const auto part = copies.subspan(first, std::min<std::size_t>(kMaxCopies, copies.size() - first));
+    const auto part =
+        copies.subspan(first, std::min<std::size_t>(kMaxCopies, copies.size() - first));
     std::memcpy(copies_ring_.begin(kMaxCopies * sizeof(BlockCopy)), part.data(), part.size_bytes());
     copies_ring_.submit(copies_.as<char>(), part.size_bytes(), stream_.get());
     launch_copy_blocks(cache, copies_.as<BlockCopy>(), part.size(), stream_.get());
@@ -276,8 +277,7 @@ void move_blocks(char* dst, const char* src, std::int64_t block_bytes,
                  std::span<const BlockCopy> copies, cudaMemcpyKind kind, cudaStream_t stream) {
   for (std::size_t i = 0; i < copies.size();) {
     std::size_t n = 1;
-    while (i + n < copies.size() &&
-           copies[i + n].src == copies[i].src + static_cast<BlockId>(n) &&
+    while (i + n < copies.size() && copies[i + n].src == copies[i].src + static_cast<BlockId>(n) &&
            copies[i + n].dst == copies[i].dst + static_cast<BlockId>(n)) {
       ++n;
     }

@@ -6,8 +6,8 @@ namespace pagedcore::cuda {
 
 void throw_cuda_error(cudaError_t error, const char* call) {
   cudaGetLastError();  // clears what is not sticky
-  const std::string message = detail::concat(cudaGetErrorName(error), ": ",
-                                             cudaGetErrorString(error), ", from ", call);
+  const std::string message =
+      detail::concat(cudaGetErrorName(error), ": ", cudaGetErrorString(error), ", from ", call);
   if (error == cudaErrorMemoryAllocation) throw OutOfMemory(message);
   throw DeviceError(message);
 }

@@ -59,8 +59,8 @@ void Sampler::sample(const SampleParams& params, int num_sms, cudaStream_t strea
                       .allowed = append(allowed_, row.allowed),
                       .banned = append(banned_, row.banned)});
   }
-  const std::int64_t in_bytes = bytes_of(tasks_) + bytes_of(seen_) + bytes_of(bias_) +
-                                bytes_of(allowed_) + bytes_of(banned_);
+  const std::int64_t in_bytes =
+      bytes_of(tasks_) + bytes_of(seen_) + bytes_of(bias_) + bytes_of(allowed_) + bytes_of(banned_);
   char* host = ring_.begin(in_bytes);
   char* device = static_cast<char*>(inputs_.reserve(in_bytes));
   std::int64_t offset = 0;
@@ -76,8 +76,8 @@ void Sampler::sample(const SampleParams& params, int num_sms, cudaStream_t strea
   const std::int64_t stride = row_stride(params.vocab_size);
   const std::int64_t slots = std::min<std::int64_t>(
       {count, num_sms, params.workspace_bytes / (stride * std::int64_t{sizeof(float)})});
-  PAGEDCORE_REQUIRE(slots >= 1, "sample: workspace_bytes must be at least ",
-                    stride * sizeof(float), ", got ", params.workspace_bytes);
+  PAGEDCORE_REQUIRE(slots >= 1, "sample: workspace_bytes must be at least ", stride * sizeof(float),
+                    ", got ", params.workspace_bytes);
   const std::int64_t out_bytes = count * (12 + std::int64_t{out.max_top} * 8);
   char* results = static_cast<char*>(outputs_.reserve(out_bytes));
   char* host_results = static_cast<char*>(results_.reserve(out_bytes));

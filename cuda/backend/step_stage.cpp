@@ -47,8 +47,7 @@ std::int32_t StepStage::padded_batch(std::int32_t n) {
   return (n + step - 1) / step * step;
 }
 
-void StepStage::reserve(std::int32_t max_tokens, std::int32_t max_seqs,
-                        std::int64_t table_stride) {
+void StepStage::reserve(std::int32_t max_tokens, std::int32_t max_seqs, std::int64_t table_stride) {
   max_tokens_ = std::max(max_tokens, max_tokens_);
   max_seqs_ = std::max(max_seqs, max_seqs_);
   table_stride_ = std::max(table_stride, table_stride_);
@@ -59,7 +58,8 @@ void StepStage::reserve(std::int32_t max_tokens, std::int32_t max_seqs,
                              1024;
   device_.reserve(bytes);
   updates_.reserve(kMaxUpdates * sizeof(TableUpdate));
-  const std::int64_t table_bytes = seqs * table_stride_ * static_cast<std::int64_t>(sizeof(BlockId));
+  const std::int64_t table_bytes =
+      seqs * table_stride_ * static_cast<std::int64_t>(sizeof(BlockId));
   if (table_bytes > tables_.bytes()) {
     tables_.reserve(table_bytes);
     PAGEDCORE_CUDA_CHECK(cudaMemset(tables_.as<char>(), 0, table_bytes));
@@ -127,13 +127,12 @@ ForwardBatch StepStage::stage(const ForwardBatch& host, cudaStream_t stream) {
   b.tokens = pack.add(host.tokens, host.num_tokens, b.num_tokens, 0);
   b.positions = pack.add(host.positions, host.num_tokens, b.num_tokens, 0);
   b.slots = pack.add(host.slots, host.num_tokens, b.num_tokens, std::int64_t{-1});
-  b.query_starts =
-      pack.add(host.query_starts, host.num_seqs + 1, b.num_seqs + 1, host.num_tokens);
+  b.query_starts = pack.add(host.query_starts, host.num_seqs + 1, b.num_seqs + 1, host.num_tokens);
   b.context_lens = pack.add(host.context_lens, host.num_seqs, b.num_seqs, 0);
   b.table_rows = pack.add(host.table_rows, host.num_seqs, b.num_seqs, 0);
   b.logit_rows = pack.add(host.logit_rows, host.num_logit_rows, b.num_logit_rows, 0);
-  inputs_.prefill = pack.add<std::int32_t>(prefill_.data(), header.num_prefill,
-                                           header.num_prefill, 0);
+  inputs_.prefill =
+      pack.add<std::int32_t>(prefill_.data(), header.num_prefill, header.num_prefill, 0);
   inputs_.items = pack.add<DecodeItem>(items_.data(), header.num_items, header.num_items, {});
   inputs_.num_items = header.num_items;
   PAGEDCORE_CHECK(pack.bytes() <= device_.bytes(), pack.bytes(), " of ", device_.bytes());

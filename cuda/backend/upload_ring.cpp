@@ -17,8 +17,8 @@ char* UploadRing::begin(std::int64_t bytes) {
 
 void UploadRing::submit(void* device_dst, std::int64_t bytes, cudaStream_t stream) {
   Part& part = parts_[current_];
-  PAGEDCORE_CUDA_CHECK(cudaMemcpyAsync(device_dst, part.memory.as<char>(), bytes,
-                                       cudaMemcpyHostToDevice, stream));
+  PAGEDCORE_CUDA_CHECK(
+      cudaMemcpyAsync(device_dst, part.memory.as<char>(), bytes, cudaMemcpyHostToDevice, stream));
   PAGEDCORE_CUDA_CHECK(cudaEventRecord(part.copied.get(), stream));
 }
 

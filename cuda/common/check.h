@@ -9,8 +9,9 @@ namespace pagedcore::cuda {
 
 }  // namespace pagedcore::cuda
 
-#define PAGEDCORE_CUDA_CHECK(call)                                                          \
-  do {                                                                                      \
-    const cudaError_t error_ = (call);                                                      \
-    if (error_ != cudaSuccess) [[unlikely]] ::pagedcore::cuda::throw_cuda_error(error_, #call); \
+#define PAGEDCORE_CUDA_CHECK(call)                        \
+  do {                                                    \
+    const cudaError_t error_ = (call);                    \
+    if (error_ != cudaSuccess) [[unlikely]]               \
+      ::pagedcore::cuda::throw_cuda_error(error_, #call); \
   } while (false)

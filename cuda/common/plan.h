@@ -15,9 +15,9 @@ struct StepHeader {
 // One split of one decoding sequence: tokens [split * n, (split + 1) * n) of its `length`, where
 // n = split_tokens(length).
 struct DecodeItem {
-  std::int32_t token = 0;      // row of query and out
+  std::int32_t token = 0;  // row of query and out
   std::int32_t table_row = 0;
-  std::int32_t length = 0;     // tokens of the sequence, the new one included
+  std::int32_t length = 0;  // tokens of the sequence, the new one included
   std::int32_t split = 0;
 };
 static_assert(sizeof(DecodeItem) == 16);
@@ -29,7 +29,7 @@ constexpr int kMaxSplits = 32;
 #ifdef __CUDACC__
 __host__ __device__
 #endif
-constexpr std::int32_t split_tokens(std::int32_t length) {
+    constexpr std::int32_t split_tokens(std::int32_t length) {
   std::int32_t n = length / 8;
   n = n < 256 ? 256 : n > 1024 ? 1024 : n;
   const std::int32_t least = length / kMaxSplits + 1;

@@ -15,19 +15,30 @@ namespace pagedcore::cuda {
 
 __device__ inline float load1(const void* p, DType dtype, std::int64_t i) {
   switch (dtype) {
-    case DType::kFloat16: return __half2float(static_cast<const __half*>(p)[i]);
-    case DType::kBFloat16: return __bfloat162float(static_cast<const __nv_bfloat16*>(p)[i]);
-    case DType::kFp8E4M3: return static_cast<float>(static_cast<const __nv_fp8_e4m3*>(p)[i]);
-    default: return static_cast<const float*>(p)[i];
+    case DType::kFloat16:
+      return __half2float(static_cast<const __half*>(p)[i]);
+    case DType::kBFloat16:
+      return __bfloat162float(static_cast<const __nv_bfloat16*>(p)[i]);
+    case DType::kFp8E4M3:
+      return static_cast<float>(static_cast<const __nv_fp8_e4m3*>(p)[i]);
+    default:
+      return static_cast<const float*>(p)[i];
   }
 }
 
 __device__ inline void store1(void* p, DType dtype, std::int64_t i, float v) {
   switch (dtype) {
-    case DType::kFloat16: static_cast<__half*>(p)[i] = __float2half_rn(v); break;
-    case DType::kBFloat16: static_cast<__nv_bfloat16*>(p)[i] = __float2bfloat16_rn(v); break;
-    case DType::kFp8E4M3: static_cast<__nv_fp8_e4m3*>(p)[i] = __nv_fp8_e4m3(v); break;
-    default: static_cast<float*>(p)[i] = v;
+    case DType::kFloat16:
+      static_cast<__half*>(p)[i] = __float2half_rn(v);
+      break;
+    case DType::kBFloat16:
+      static_cast<__nv_bfloat16*>(p)[i] = __float2bfloat16_rn(v);
+      break;
+    case DType::kFp8E4M3:
+      static_cast<__nv_fp8_e4m3*>(p)[i] = __nv_fp8_e4m3(v);
+      break;
+    default:
+      static_cast<float*>(p)[i] = v;
   }
 }
 
@@ -119,12 +130,16 @@ __device__ inline float warp_sum(float v) {
 
 __device__ inline float activate(Activation kind, float x) {
   switch (kind) {
-    case Activation::kSilu: return x / (1.0f + expf(-x));
-    case Activation::kGelu: return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
+    case Activation::kSilu:
+      return x / (1.0f + expf(-x));
+    case Activation::kGelu:
+      return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
     case Activation::kGeluTanh:
       return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
-    case Activation::kRelu: return fmaxf(x, 0.0f);
-    default: return x;
+    case Activation::kRelu:
+      return fmaxf(x, 0.0f);
+    default:
+      return x;
   }
 }
 

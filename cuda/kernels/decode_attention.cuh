@@ -25,7 +25,7 @@ struct DecodeAttention {
   static constexpr int kTokens = 16;  // a warp's step
   static constexpr int kWarps = kHeadDim > 128 ? 2 : 4;
   static constexpr int kThreads = kWarps * 32;
-  using Raw = TileLayout<kHeadDim * static_cast<int>(sizeof(KV))>;
+  using Raw = TileLayout<kHeadDim* static_cast<int>(sizeof(KV))>;
   using Tile = TileLayout<kHeadDim * 2>;
   static constexpr int kTileBytes = kTokens * Raw::kRowBytes;
   static constexpr int kStageBytes = 2 * kTileBytes;
@@ -301,8 +301,7 @@ struct DecodeAttention {
         sum += ms.y * factor;
         o += __ldcg(args.partial_out + at * kHeadDim + i) * factor;
       }
-      store1(p.out, p.out_dtype,
-             (work.item.token * p.num_heads + work.first_head) * kHeadDim + i,
+      store1(p.out, p.out_dtype, (work.item.token * p.num_heads + work.first_head) * kHeadDim + i,
              o / sum * p.cache.v_scale);
     }
   }
@@ -357,7 +356,8 @@ void launch_decode_attention_as(const AttentionArgs& args, std::int64_t max_item
   const std::int64_t group = args.op.num_heads / args.op.cache.num_kv_heads;
   const std::int64_t num_work =
       max_items * args.op.cache.num_kv_heads * ceil_div(group, Kernel::kRows);
-  const std::int64_t grid = std::min<std::int64_t>(num_work, args.num_sms * std::max(1, blocks_a_sm));
+  const std::int64_t grid =
+      std::min<std::int64_t>(num_work, args.num_sms * std::max(1, blocks_a_sm));
   kernel<<<static_cast<unsigned>(grid), Kernel::kThreads, Kernel::kSharedBytes, stream>>>(args);
   PAGEDCORE_CUDA_CHECK(cudaGetLastError());
 }

@@ -59,8 +59,8 @@ __device__ float block_sum(float v, float* shared) {
 
 // One thread block per row, which it reads two (RMS) or three times, mostly from the caches. Each
 // row's sum has one order, whatever the number of rows.
-__global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ NormParams p,
-                                                        bool vec) {
+__global__ void __launch_bounds__(kThreads)
+    norm_kernel(const __grid_constant__ NormParams p, bool vec) {
   __shared__ float shared[kThreads / 32];
   const std::int64_t row = p.rows == nullptr ? blockIdx.x : p.rows[blockIdx.x];
   const std::int64_t step = kThreads * kVec;
@@ -85,7 +85,8 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ 
       squares += d * d;
     }
   }
-  const float inverse = plain ? 1.0f : 1.0f / sqrtf(block_sum(squares, shared) / p.width + p.epsilon);
+  const float inverse =
+      plain ? 1.0f : 1.0f / sqrtf(block_sum(squares, shared) / p.width + p.epsilon);
   for (std::int64_t i = threadIdx.x * kVec; i < p.width; i += step) {
     float w[kVec], b[kVec];
     load_row(p.x, p.x_dtype, row, p.width, i, vec, v);

@@ -125,10 +125,18 @@ void launch(const LinearParams& p, cudaStream_t stream) {
   for (int i = 0; i < p.num_weights; ++i) outputs += p.weights[i].out_features;
   const auto grid = static_cast<unsigned>(ceil_div(outputs, 2 * kWarps));
   switch (p.num_rows) {
-    case 1: gemv_kernel<T, 1><<<grid, kWarps * 32, 0, stream>>>(p); break;
-    case 2: gemv_kernel<T, 2><<<grid, kWarps * 32, 0, stream>>>(p); break;
-    case 3: gemv_kernel<T, 3><<<grid, kWarps * 32, 0, stream>>>(p); break;
-    default: gemv_kernel<T, 4><<<grid, kWarps * 32, 0, stream>>>(p); break;
+    case 1:
+      gemv_kernel<T, 1><<<grid, kWarps * 32, 0, stream>>>(p);
+      break;
+    case 2:
+      gemv_kernel<T, 2><<<grid, kWarps * 32, 0, stream>>>(p);
+      break;
+    case 3:
+      gemv_kernel<T, 3><<<grid, kWarps * 32, 0, stream>>>(p);
+      break;
+    default:
+      gemv_kernel<T, 4><<<grid, kWarps * 32, 0, stream>>>(p);
+      break;
   }
 }
 
@@ -142,8 +150,8 @@ bool gemv_serves(const LinearParams& p) {
   for (int i = 0; i < p.num_weights; ++i) {
     const LinearWeight& w = p.weights[i];
     // A warp's pair of outputs must not lie in two weights.
-    const bool pairs = i + 1 == p.num_weights || p.epilogue == LinearEpilogue::kGated ||
-                       w.out_features % 2 == 0;
+    const bool pairs =
+        i + 1 == p.num_weights || p.epilogue == LinearEpilogue::kGated || w.out_features % 2 == 0;
     serves = serves && pairs && w.dtype == p.x_dtype && w.layout == WeightLayout::kOutIn &&
              reinterpret_cast<std::uintptr_t>(w.data) % 16 == 0;
   }
@@ -152,9 +160,14 @@ bool gemv_serves(const LinearParams& p) {
 
 void launch_gemv(const LinearParams& p, cudaStream_t stream) {
   switch (p.x_dtype) {
-    case DType::kBFloat16: launch<__nv_bfloat16>(p, stream); break;
-    case DType::kFloat16: launch<__half>(p, stream); break;
-    default: launch<float>(p, stream);
+    case DType::kBFloat16:
+      launch<__nv_bfloat16>(p, stream);
+      break;
+    case DType::kFloat16:
+      launch<__half>(p, stream);
+      break;
+    default:
+      launch<float>(p, stream);
   }
   PAGEDCORE_CUDA_CHECK(cudaGetLastError());
 }

@@ -44,11 +44,12 @@ struct AttentionArgs {
   PagedAttentionParams op;
   ForwardBatch batch;
   const StepHeader* header = nullptr;
-  const DecodeItem* items = nullptr;     // [header->num_items]
-  const std::int32_t* prefill = nullptr;  // [header->num_prefill] sequences with more than one token
-  float* partial_out = nullptr;          // [items, num_heads, head_dim]
-  float2* partial_max_sum = nullptr;     // [items, num_heads]
-  std::uint32_t* arrivals = nullptr;     // [items, head tiles] zero between launches
+  const DecodeItem* items = nullptr;  // [header->num_items]
+  const std::int32_t* prefill =
+      nullptr;                        // [header->num_prefill] sequences with more than one token
+  float* partial_out = nullptr;       // [items, num_heads, head_dim]
+  float2* partial_max_sum = nullptr;  // [items, num_heads]
+  std::uint32_t* arrivals = nullptr;  // [items, head tiles] zero between launches
   int num_sms = 1;
 };
 

@@ -23,7 +23,7 @@ struct PrefillAttention {
   static constexpr int kWarpRows = 16 * kFragments;
   static constexpr int kRows = kWarps * kWarpRows;
   static constexpr int kCols = kHeadDim > 128 ? 32 : 64;
-  using Raw = TileLayout<kHeadDim * static_cast<int>(sizeof(KV))>;
+  using Raw = TileLayout<kHeadDim* static_cast<int>(sizeof(KV))>;
   using Tile = TileLayout<kHeadDim * 2>;
   static constexpr int kQueryBytes = kRows * Tile::kRowBytes;
   static constexpr int kRawBytes = kCols * Raw::kRowBytes;
@@ -69,8 +69,7 @@ struct PrefillAttention {
         if (lane >= d) total += other;
       }
       const std::int32_t local = tile - before;
-      const unsigned here =
-          __ballot_sync(0xffffffffu, local >= total - tiles && local < total);
+      const unsigned here = __ballot_sync(0xffffffffu, local >= total - tiles && local < total);
       if (here != 0) {
         const int owner = __ffs(here) - 1;
         const std::int32_t found = __shfl_sync(0xffffffffu, seq, owner);
@@ -86,8 +85,8 @@ struct PrefillAttention {
       before += __shfl_sync(0xffffffffu, total, 31);
     }
     const std::int32_t last_row = min(work.first_row + kRows, work.query_len * work.group) - 1;
-    work.start = window_start(work.context_len + work.first_row / work.group,
-                              args.op.sliding_window);
+    work.start =
+        window_start(work.context_len + work.first_row / work.group, args.op.sliding_window);
     work.end = work.context_len + last_row / work.group + 1;
     return work;
   }
@@ -161,8 +160,8 @@ struct PrefillAttention {
 #pragma unroll
       for (int n = 0; n < kCols / 16; ++n) {
         std::uint32_t b[4];
-        load_matrix(b, k_tile + Tile::offset(n * 16 + lane % 8 + lane / 16 * 8,
-                                             2 * k + lane / 8 % 2));
+        load_matrix(b,
+                    k_tile + Tile::offset(n * 16 + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
 #pragma unroll
         for (int f = 0; f < kFragments; ++f) {
           mma(s[f][2 * n], a[f], b[0], b[1], T{});
@@ -244,8 +243,7 @@ struct PrefillAttention {
         float sum = state.sum[f][r];
         sum += __shfl_xor_sync(0xffffffffu, sum, 1);
         sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-        const std::int32_t packed =
-            work.first_row + warp * kWarpRows + f * 16 + r * 8 + lane / 4;
+        const std::int32_t packed = work.first_row + warp * kWarpRows + f * 16 + r * 8 + lane / 4;
         if (packed >= work.query_len * work.group) continue;
         const std::int64_t token = work.query_start + packed / work.group;
         const std::int64_t head = work.kv_head * work.group + packed % work.group;
@@ -278,8 +276,7 @@ struct PrefillAttention {
       for (int r = 0; r < 2; ++r) {
         state.max[f][r] = kNegativeInfinity;
         state.sum[f][r] = 0.0f;
-        const std::int32_t packed =
-            work.first_row + warp * kWarpRows + f * 16 + r * 8 + lane / 4;
+        const std::int32_t packed = work.first_row + warp * kWarpRows + f * 16 + r * 8 + lane / 4;
         position[f][r] = work.context_len + packed / work.group;
       }
 #pragma unroll
@@ -315,9 +312,9 @@ struct PrefillAttention {
         __syncthreads();
         k_tile = smem_address(wide), v_tile = k_tile + kWideTile;
       }
-      const bool masked = begin + kCols - 1 > first_position ||
-                          (p.sliding_window > 0 &&
-                           begin < window_start(work.end - 1, p.sliding_window));
+      const bool masked =
+          begin + kCols - 1 > first_position ||
+          (p.sliding_window > 0 && begin < window_start(work.end - 1, p.sliding_window));
       if (masked) {
         step<true>(args, begin, position, q_tile, k_tile, v_tile, state);
       } else {

@@ -155,7 +155,8 @@ class Sampler {
       scores = work_;
     }
     const float max = max_of(scores);
-    if (max == kNegativeInfinity) return empty(task.allowed) ? 0 : args_.allowed[task.allowed.begin];
+    if (max == kNegativeInfinity)
+      return empty(task.allowed) ? 0 : args_.allowed[task.allowed.begin];
     if (task.temperature == 0.0f || isinf(max)) return first_of(scores, max);
     const float scale = 1.0f / fmaxf(task.temperature, kMinTemperature);
     const bool limited = task.top_k > 0 && task.top_k < size_;
@@ -383,7 +384,8 @@ class Sampler {
       }
       double below = reach - mine;
       const unsigned exceeds = __ballot_sync(kAll, reach > target && mine > 0.0);
-      const int owner = exceeds != 0 ? __ffs(exceeds) - 1 : 31 - __clz(__ballot_sync(kAll, last >= 0));
+      const int owner =
+          exceeds != 0 ? __ffs(exceeds) - 1 : 31 - __clz(__ballot_sync(kAll, last >= 0));
       std::int32_t block = last;
       for (std::int32_t b = begin; b < end; ++b) {
         if (sums_[b] > 0.0f && below + sums_[b] > target) {
@@ -442,8 +444,7 @@ class Sampler {
       left = scan_before(place);
     }
     for (std::uint32_t draw = 0;; ++draw) {
-      const TokenId token =
-          token_at(place, philox_uniform(task.seed, task.position, draw) * left);
+      const TokenId token = token_at(place, philox_uniform(task.seed, task.position, draw) * left);
       if (task.top_p >= 1.0f) return token;
       place = {__float_as_int(work_[token]), token};
       left = scan_before(place);

@@ -47,8 +47,8 @@ __global__ void __launch_bounds__(kWarps * 32)
   for (std::int32_t t = start / kWarps * kWarps + warp; t <= position; t += kWarps) {
     if (t < start) continue;
     const std::int64_t block = table[t / p.cache.block_size];
-    const std::int64_t at = block * p.cache.block_stride() + layer_base +
-                            t % p.cache.block_size * head_dim;
+    const std::int64_t at =
+        block * p.cache.block_stride() + layer_base + t % p.cache.block_size * head_dim;
     float s = 0.0f;
 #pragma unroll
     for (int j = 0; j < kElements; ++j) {
@@ -91,8 +91,8 @@ __global__ void __launch_bounds__(kWarps * 32)
 }  // namespace
 
 void launch_simple_attention(const AttentionArgs& args, cudaStream_t stream) {
-  PAGEDCORE_REQUIRE(args.op.cache.head_dim <= kMaxHeadDim, "head_dim must be at most ",
-                    kMaxHeadDim, " on CUDA, got ", args.op.cache.head_dim);
+  PAGEDCORE_REQUIRE(args.op.cache.head_dim <= kMaxHeadDim, "head_dim must be at most ", kMaxHeadDim,
+                    " on CUDA, got ", args.op.cache.head_dim);
   const dim3 grid(static_cast<unsigned>(args.op.num_heads),
                   static_cast<unsigned>(args.batch.num_tokens));
   simple_attention_kernel<<<grid, kWarps * 32, 0, stream>>>(args);

@@ -179,7 +179,6 @@ void sample(Handle& h, Reader& r) {
   h.backend->sample(p);
 }
 
-
 using Op = void (*)(Handle&, Reader&);
 Op find_op(std::string_view name) {
   if (name == "embed") return embed;
