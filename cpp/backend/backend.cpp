@@ -235,7 +235,7 @@ void Backend::sample(const SampleParams& params) {
     PAGEDCORE_REQUIRE(row.given_token < params.vocab_size,
                       "sample: given_token must be below vocab_size ", params.vocab_size, ", got ",
                       row.given_token);
-    PAGEDCORE_REQUIRE(row.num_top >= 0 && row.num_top <= outputs.max_top,
+    PAGEDCORE_REQUIRE(row.num_top >= -1 && row.num_top <= outputs.max_top,
                       "sample: num_top must be from 0 to max_top ", outputs.max_top, ", got ",
                       row.num_top);
   }

@@ -22,9 +22,19 @@ struct MmaType<__nv_fp8_e4m3> {
   using type = __half;
 };
 
-__device__ inline float score(float s, float scale_log2, float softcap) {
-  if (softcap == 0.0f) return s * scale_log2;
-  return softcap * kLog2E * tanhf(s * (scale_log2 / (softcap * kLog2E)));
+// Replaces scores x, in units of log2, by softcap * tanh(x / softcap), by way of
+// tanh(x) = 1 - 2 / (1 + e^2x): absolute error about 2e-7 softcap.
+template <int kTiles>
+__device__ inline void cap_scores(float (&s)[kTiles][4], float softcap) {
+  const float cap = softcap * kLog2E;
+  const float factor = 2.0f * kLog2E / cap;
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      s[n][c] = cap - __fdividef(2.0f * cap, 1.0f + exp2_approx(fminf(s[n][c] * factor, 126.0f)));
+    }
+  }
 }
 
 // The first cached position that a query at `position` sees.

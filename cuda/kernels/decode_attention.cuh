@@ -30,13 +30,17 @@ struct DecodeAttention {
   static constexpr int kTileBytes = kTokens * Raw::kRowBytes;
   static constexpr int kStageBytes = 2 * kTileBytes;
   static constexpr int kWideBytes = kWiden ? 2 * kTokens * Tile::kRowBytes : 0;
+  static constexpr int kQueryBytes = kRows * Tile::kRowBytes;
   static constexpr int kWarpBudget = 98304 / kWarps - kWideBytes;
   static constexpr int kStages = kWarpBudget / kStageBytes > 6 ? 6 : kWarpBudget / kStageBytes;
   static constexpr int kWarpBytes = kStages * kStageBytes + kWideBytes;
   static constexpr int kMergeBytes = kWarps * kRows * (kHeadDim + 2) * 4;
   static constexpr int kSharedBytes =
       kWarps * kWarpBytes > kMergeBytes ? kWarps * kWarpBytes : kMergeBytes;
+  // The query passes through the wide tiles, or through the stage that is filled last.
+  static constexpr int kQueryOffset = kWiden ? kStages * kStageBytes : (kStages - 1) * kStageBytes;
   static_assert(kHeadDim % 16 == 0 && kStages >= 2);
+  static_assert(kQueryBytes <= (kWiden ? kWideBytes : kStageBytes));
 
   struct Work {
     DecodeItem item;
@@ -55,23 +59,28 @@ struct DecodeAttention {
     float out[kHeadDim / 8][4] = {};
   };
 
-  __device__ static void load_query(const PagedAttentionParams& p, const Work& work,
+  // The tile of query rows, through `tile` (kQueryBytes of the warp's own shared memory).
+  __device__ static void load_query(const PagedAttentionParams& p, const Work& work, char* tile,
                                     std::uint32_t (&q)[kHeadDim / 16][4]) {
     const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int row = lane / 4 + 8 * r;
-      const bool valid = row < work.num_rows;
-      const std::int64_t base =
-          (work.item.token * p.num_heads + work.first_head + row) * std::int64_t{kHeadDim};
-#pragma unroll
-      for (int k = 0; k < kHeadDim / 8; ++k) {
-        const std::int64_t at = base + k * 8 + lane % 4 * 2;
-        const float a = valid ? load1(p.query, p.query_dtype, at) : 0.0f;
-        const float b = valid ? load1(p.query, p.query_dtype, at + 1) : 0.0f;
-        q[k / 2][r + 2 * (k % 2)] = pack2(a, b, T{});
-      }
+    const std::int64_t base =
+        (work.item.token * p.num_heads + work.first_head) * std::int64_t{kHeadDim};
+#pragma unroll 4
+    for (int i = lane; i < kRows * Tile::kChunks; i += 32) {
+      const int row = i / Tile::kChunks, chunk = i % Tile::kChunks;
+      float v[8] = {};
+      if (row < work.num_rows) load8(p.query, p.query_dtype, base + i * 8, v);
+      *reinterpret_cast<uint4*>(tile + Tile::offset(row, chunk)) =
+          make_uint4(pack2(v[0], v[1], T{}), pack2(v[2], v[3], T{}), pack2(v[4], v[5], T{}),
+                     pack2(v[6], v[7], T{}));
     }
+    __syncwarp();
+    const std::uint32_t address = smem_address(tile);
+#pragma unroll
+    for (int k = 0; k < kHeadDim / 16; ++k) {
+      load_matrix(q[k], address + Tile::offset(lane % 16, 2 * k + lane / 16));
+    }
+    __syncwarp();
   }
 
   // Element offset of token `begin + lane` in the layer's K, or -1 where it must not be read.
@@ -86,12 +95,29 @@ struct DecodeAttention {
     return block * c.block_stride() + (token & (c.block_size - 1)) * kHeadDim;
   }
 
+  // Starts the copies of 16 tokens of K and V; `offset` is token_offset() of their first. `whole`
+  // says that all are to be read and lie in one block.
   __device__ static void issue(const KV* k_base, std::int64_t kv_stride, std::int64_t offset,
-                               std::uint32_t stage) {
+                               bool whole, std::uint32_t stage) {
+    constexpr int kCopies = (kTokens * Raw::kChunks + 31) / 32;
     const int lane = threadIdx.x % 32;
+    if (whole) {
+      const KV* k = k_base + __shfl_sync(0xffffffffu, offset, 0) + lane * (16 / sizeof(KV));
+      const KV* v = k + kv_stride;
 #pragma unroll
-    for (int first = 0; first < kTokens * Raw::kChunks; first += 32) {
-      const int row = (first + lane) / Raw::kChunks, chunk = (first + lane) % Raw::kChunks;
+      for (int n = 0; n < kCopies; ++n) {
+        const int i = n * 32 + lane;
+        const std::uint32_t dst = stage + Raw::offset(i / Raw::kChunks, i % Raw::kChunks);
+        if (i >= kTokens * Raw::kChunks) continue;
+        copy_async16(dst, k + n * (512 / sizeof(KV)), true);
+        copy_async16(dst + kTileBytes, v + n * (512 / sizeof(KV)), true);
+      }
+      return;
+    }
+#pragma unroll 1
+    for (int n = 0; n < kCopies; ++n) {
+      const int i = n * 32 + lane;
+      const int row = i / Raw::kChunks, chunk = i % Raw::kChunks;
       const std::int64_t at = __shfl_sync(0xffffffffu, offset, row % kTokens);
       if (row >= kTokens) continue;
       const KV* k = k_base + (at < 0 ? 0 : at) + chunk * (16 / sizeof(KV));
@@ -106,45 +132,61 @@ struct DecodeAttention {
                               std::int32_t end, const std::uint32_t (&q)[kHeadDim / 16][4],
                               std::uint32_t k_tile, std::uint32_t v_tile, State& state) {
     const int lane = threadIdx.x % 32;
-    float s[2][4] = {};
+    float s[2][4] = {}, odd[2][4] = {};
 #pragma unroll
     for (int k = 0; k < kHeadDim / 16; ++k) {
       std::uint32_t b[4];
       load_matrix(b, k_tile + Tile::offset(lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
-      mma(s[0], q[k], b[0], b[1], T{});
-      mma(s[1], q[k], b[2], b[3], T{});
+      mma(k % 2 == 0 ? s[0] : odd[0], q[k], b[0], b[1], T{});
+      mma(k % 2 == 0 ? s[1] : odd[1], q[k], b[2], b[3], T{});
     }
     const float scale = args.op.scale * args.op.cache.k_scale * kLog2E;
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) s[n][c] = (s[n][c] + odd[n][c]) * scale;
+    }
+    if (args.op.softcap != 0.0f) cap_scores(s, args.op.softcap);
+    if (begin < work.start || begin + kTokens > end) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          const std::int32_t token = begin + n * 8 + lane % 4 * 2 + c % 2;
+          if (token < work.start || token >= end) s[n][c] = kNegativeInfinity;
+        }
+      }
+    }
     float max_new[2] = {state.max[0], state.max[1]};
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
 #pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        const std::int32_t token = begin + n * 8 + lane % 4 * 2 + c % 2;
-        const bool seen = token >= work.start && token < end;
-        s[n][c] = seen ? score(s[n][c], scale, args.op.softcap) : kNegativeInfinity;
-        max_new[c / 2] = fmaxf(max_new[c / 2], s[n][c]);
-      }
+      for (int c = 0; c < 4; ++c) max_new[c / 2] = fmaxf(max_new[c / 2], s[n][c]);
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       max_new[r] = fmaxf(max_new[r], __shfl_xor_sync(0xffffffffu, max_new[r], 1));
       max_new[r] = fmaxf(max_new[r], __shfl_xor_sync(0xffffffffu, max_new[r], 2));
-      const float keep = exp2_approx(state.max[r] - finite_max(max_new[r]));
-      state.max[r] = max_new[r];
-      max_new[r] = finite_max(max_new[r]);
-      state.sum[r] *= keep;
+    }
+    const bool higher = max_new[0] != state.max[0] || max_new[1] != state.max[1];
+    if (__any_sync(0xffffffffu, higher)) {
 #pragma unroll
-      for (int n = 0; n < kHeadDim / 8; ++n) {
-        state.out[n][2 * r] *= keep;
-        state.out[n][2 * r + 1] *= keep;
+      for (int r = 0; r < 2; ++r) {
+        const float keep = exp2_approx(state.max[r] - finite_max(max_new[r]));
+        state.max[r] = max_new[r];
+        state.sum[r] *= keep;
+#pragma unroll
+        for (int n = 0; n < kHeadDim / 8; ++n) {
+          state.out[n][2 * r] *= keep;
+          state.out[n][2 * r + 1] *= keep;
+        }
       }
     }
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
-        s[n][c] = exp2_approx(s[n][c] - max_new[c / 2]);
+        s[n][c] = exp2_approx(s[n][c] - finite_max(max_new[c / 2]));
         state.sum[c / 2] += s[n][c];
       }
     }
@@ -164,8 +206,6 @@ struct DecodeAttention {
                               State& state) {
     const PagedAttentionParams& p = args.op;
     const int warp = threadIdx.x / 32;
-    std::uint32_t q[kHeadDim / 16][4];
-    load_query(p, work, q);
     const KV* k_base = static_cast<const KV*>(p.cache.data) + p.layer * p.cache.layer_stride() +
                        work.kv_head * p.cache.head_stride();
     const std::int32_t size = split_tokens(work.item.length);
@@ -180,25 +220,25 @@ struct DecodeAttention {
     const std::uint32_t pipe_address = smem_address(pipe);
     std::int64_t offset = token_offset(args, work, begin, end);
     std::int32_t ahead = begin;
+    const bool blocks_hold_groups = p.cache.block_size >= kTokens;
+    const auto issue_next = [&](int to_stage) {
+      const bool whole = blocks_hold_groups && ahead >= work.start && ahead + kTokens <= end;
+      issue(k_base, p.cache.kv_stride(), offset, whole, pipe_address + to_stage * kStageBytes);
+      ahead += round;
+      offset = token_offset(args, work, ahead, end);
+    };
 #pragma unroll
     for (int s = 0; s < kStages - 1; ++s) {
-      if (ahead < end) {
-        issue(k_base, p.cache.kv_stride(), offset, pipe_address + s * kStageBytes);
-        ahead += round;
-        offset = token_offset(args, work, ahead, end);
-      }
+      if (ahead < end) issue_next(s);
       copy_commit();
     }
+    std::uint32_t q[kHeadDim / 16][4];
+    load_query(p, work, pipe + kQueryOffset, q);
     int stage = 0;
     for (; begin < end; begin += round) {
       copy_wait<kStages - 2>();
       __syncwarp();
-      if (ahead < end) {
-        const int free_stage = stage == 0 ? kStages - 1 : stage - 1;
-        issue(k_base, p.cache.kv_stride(), offset, pipe_address + free_stage * kStageBytes);
-        ahead += round;
-        offset = token_offset(args, work, ahead, end);
-      }
+      if (ahead < end) issue_next(stage == 0 ? kStages - 1 : stage - 1);
       copy_commit();
       std::uint32_t k_tile = pipe_address + stage * kStageBytes;
       std::uint32_t v_tile = k_tile + kTileBytes;

@@ -6,8 +6,8 @@ namespace pagedcore::cuda {
 namespace {
 
 constexpr int kWarps = 4;
-constexpr int kMaxRows = 4;
-constexpr int kUnroll = 4;  // 16-byte loads in flight a lane and weight row
+constexpr int kMaxRows = 2;  // cuBLASLt is faster beyond: bench/bench_cuda_ops.py
+constexpr int kUnroll = 4;   // 16-byte loads in flight a lane and weight row
 
 template <typename T>
 struct Vector {

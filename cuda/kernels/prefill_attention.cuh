@@ -108,38 +108,27 @@ struct PrefillAttention {
     }
   }
 
-  // Element offset in the layer's K of each of this thread's rows, for the KV tile at `begin`; -1
-  // where it must not be read. Thread t copies chunks t, t + kThreads, ... of a tile.
-  static constexpr int kCopies = (kCols * Raw::kChunks + kThreads - 1) / kThreads;
-  __device__ static void token_offsets(const AttentionArgs& args, const Work& work,
-                                       std::int32_t begin, std::int64_t (&offsets)[kCopies]) {
+  // Starts the copies of the KV tile at `begin`; what no row sees is not read, but zero.
+  __device__ static void issue(const AttentionArgs& args, const Work& work, const KV* k_base,
+                               std::int32_t begin, std::uint32_t stage) {
+    constexpr int kCopies = (kCols * Raw::kChunks + kThreads - 1) / kThreads;
     const KvCacheView& c = args.op.cache;
     const int shift = __ffs(static_cast<int>(c.block_size)) - 1;
     const BlockId* table = args.batch.block_tables + work.table_row * args.batch.table_stride;
+    const std::int64_t block_stride = c.block_stride(), kv_stride = c.kv_stride();
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
-      const std::int32_t token =
-          begin + static_cast<int>(threadIdx.x + i * kThreads) / Raw::kChunks;
-      offsets[i] = -1;
-      if (token >= work.start && token < work.end) {
-        offsets[i] = __ldg(table + (token >> shift)) * c.block_stride() +
-                     (token & (c.block_size - 1)) * kHeadDim;
-      }
-    }
-  }
-
-  __device__ static void issue(const KV* k_base, std::int64_t kv_stride,
-                               const std::int64_t (&offsets)[kCopies], std::uint32_t stage) {
-#pragma unroll
-    for (int i = 0; i < kCopies; ++i) {
-      const int chunk_index = static_cast<int>(threadIdx.x) + i * kThreads;
-      const int row = chunk_index / Raw::kChunks, chunk = chunk_index % Raw::kChunks;
+      const int index = static_cast<int>(threadIdx.x) + i * kThreads;
+      const int row = index / Raw::kChunks, chunk = index % Raw::kChunks;
       if (row >= kCols) continue;
-      const std::int64_t at = offsets[i];
-      const KV* k = k_base + (at < 0 ? 0 : at) + chunk * (16 / sizeof(KV));
+      const std::int32_t token = begin + row;
+      const bool seen = token >= work.start && token < work.end;
+      const BlockId block = seen ? __ldg(table + (token >> shift)) : 0;
+      const KV* k = k_base + block * block_stride + (token & (c.block_size - 1)) * kHeadDim +
+                    chunk * (16 / sizeof(KV));
       const std::uint32_t dst = stage + Raw::offset(row, chunk);
-      copy_async16(dst, k, at >= 0);
-      copy_async16(dst + kRawBytes, k + kv_stride, at >= 0);
+      copy_async16(dst, k, seen);
+      copy_async16(dst + kRawBytes, k + kv_stride, seen);
     }
   }
 
@@ -172,21 +161,29 @@ struct PrefillAttention {
     const float scale = args.op.scale * args.op.cache.k_scale * kLog2E;
 #pragma unroll
     for (int f = 0; f < kFragments; ++f) {
+#pragma unroll
+      for (int n = 0; n < kCols / 8; ++n) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) s[f][n][c] *= scale;
+      }
+      if (args.op.softcap != 0.0f) cap_scores(s[f], args.op.softcap);
+      if constexpr (kMasked) {
+#pragma unroll
+        for (int n = 0; n < kCols / 8; ++n) {
+#pragma unroll
+          for (int c = 0; c < 4; ++c) {
+            const std::int32_t token = begin + n * 8 + lane % 4 * 2 + c % 2;
+            const std::int32_t at = position[f][c / 2];
+            const bool seen = token <= at && token >= window_start(at, args.op.sliding_window);
+            if (!seen) s[f][n][c] = kNegativeInfinity;
+          }
+        }
+      }
       float max_new[2] = {state.max[f][0], state.max[f][1]};
 #pragma unroll
       for (int n = 0; n < kCols / 8; ++n) {
 #pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          float& x = s[f][n][c];
-          x = score(x, scale, args.op.softcap);
-          if constexpr (kMasked) {
-            const std::int32_t token = begin + n * 8 + lane % 4 * 2 + c % 2;
-            const std::int32_t at = position[f][c / 2];
-            const bool seen = token <= at && token >= window_start(at, args.op.sliding_window);
-            x = seen ? x : kNegativeInfinity;
-          }
-          max_new[c / 2] = fmaxf(max_new[c / 2], x);
-        }
+        for (int c = 0; c < 4; ++c) max_new[c / 2] = fmaxf(max_new[c / 2], s[f][n][c]);
       }
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
@@ -288,18 +285,13 @@ struct PrefillAttention {
 
     std::int32_t begin = work.start / kCols * kCols;
     const std::int32_t first_position = work.context_len + work.first_row / work.group;
-    std::int64_t offsets[kCopies];
-    token_offsets(args, work, begin, offsets);
-    issue(k_base, p.cache.kv_stride(), offsets, smem_address(stages));
+    issue(args, work, k_base, begin, smem_address(stages));
     copy_commit();
-    token_offsets(args, work, begin + kCols, offsets);
     load_query(p, work, shared);
     int stage = 0;
     for (; begin < work.end; begin += kCols, stage ^= 1) {
       if (begin + kCols < work.end) {
-        issue(k_base, p.cache.kv_stride(), offsets,
-              smem_address(stages + (stage ^ 1) * kStageBytes));
-        token_offsets(args, work, begin + 2 * kCols, offsets);
+        issue(args, work, k_base, begin + kCols, smem_address(stages + (stage ^ 1) * kStageBytes));
       }
       copy_commit();
       copy_wait<1>();

@@ -55,7 +55,8 @@ __global__ void __launch_bounds__(kWarps * 32)
       const int i = lane + 32 * j;
       if (i < head_dim) s += q[j] * load1(p.cache.data, p.cache.dtype, at + i);
     }
-    s = score(warp_sum(s), p.scale * p.cache.k_scale * kLog2E, p.softcap);
+    s = warp_sum(s) * (p.scale * p.cache.k_scale * kLog2E);
+    if (p.softcap != 0.0f) s = p.softcap * kLog2E * tanhf(s / (p.softcap * kLog2E));
     const float max_new = fmaxf(max, s);
     const float keep = exp2f(max - max_new), weight = exp2f(s - max_new);
     max = max_new;
