@@ -45,7 +45,8 @@ PYTHON_LAYERS = [
     ["chat_template", "config", "engine_options", "live_request", "prompts", "safetensors_file"],
     ["checkpoint"],
     ["llm"],
-    ["cli", "__main__"],
+    ["cli"],
+    ["__main__"],
 ]
 
 CPP_SUFFIXES = {".h", ".cpp", ".cu", ".cuh"}

@@ -219,6 +219,30 @@ void Backend::gated_activation(const GatedActivationParams& params) {
   do_gated_activation(params);
 }
 
+namespace {
+
+void check_sample_row(const SampleRow& row, const SampleParams& params) {
+  const auto check_token = [&](const char* name, TokenId token) {
+    PAGEDCORE_REQUIRE(token >= 0 && token < params.vocab_size, "sample: ", name,
+                      " must hold tokens from 0 to ", params.vocab_size - 1, ", got ", token);
+  };
+  PAGEDCORE_REQUIRE(row.logit_row >= 0 && row.logit_row < params.num_rows,
+                    "sample: logit_row must be from 0 to ", params.num_rows - 1, ", got ",
+                    row.logit_row);
+  PAGEDCORE_REQUIRE(row.given_token < params.vocab_size,
+                    "sample: given_token must be below vocab_size ", params.vocab_size, ", got ",
+                    row.given_token);
+  PAGEDCORE_REQUIRE(row.num_top >= -1 && row.num_top <= params.outputs.max_top,
+                    "sample: num_top must be from -1 to max_top ", params.outputs.max_top, ", got ",
+                    row.num_top);
+  for (const SeenToken& seen : row.seen) check_token("seen", seen.token);
+  for (const LogitBias& bias : row.bias) check_token("bias", bias.token);
+  for (TokenId token : row.allowed) check_token("allowed", token);
+  for (TokenId token : row.banned) check_token("banned", token);
+}
+
+}  // namespace
+
 void Backend::sample(const SampleParams& params) {
   if (params.samples.empty()) return;
   require_positive("sample", "num_rows", params.num_rows);
@@ -228,17 +252,12 @@ void Backend::sample(const SampleParams& params) {
   const SampleOutputs& outputs = params.outputs;
   PAGEDCORE_REQUIRE(outputs.tokens.size() >= count, "sample: outputs.tokens must have room for ",
                     count, " tokens, got ", outputs.tokens.size());
-  for (const SampleRow& row : params.samples) {
-    PAGEDCORE_REQUIRE(row.logit_row >= 0 && row.logit_row < params.num_rows,
-                      "sample: logit_row must be from 0 to ", params.num_rows - 1, ", got ",
-                      row.logit_row);
-    PAGEDCORE_REQUIRE(row.given_token < params.vocab_size,
-                      "sample: given_token must be below vocab_size ", params.vocab_size, ", got ",
-                      row.given_token);
-    PAGEDCORE_REQUIRE(row.num_top >= -1 && row.num_top <= outputs.max_top,
-                      "sample: num_top must be from 0 to max_top ", outputs.max_top, ", got ",
-                      row.num_top);
-  }
+  require_data("sample", "workspace", params.workspace);
+  const std::int64_t needed =
+      sample_workspace_bytes(params.vocab_size, static_cast<std::int32_t>(count));
+  PAGEDCORE_REQUIRE(params.workspace_bytes >= needed, "sample: workspace_bytes must be at least ",
+                    needed, ", got ", params.workspace_bytes);
+  for (const SampleRow& row : params.samples) check_sample_row(row, params);
   do_sample(params);
 }
 

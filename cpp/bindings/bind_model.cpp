@@ -76,6 +76,9 @@ py::array_t<float> forward(Decoder& decoder, Backend& backend, const Array<std::
                     "block_tables and query_starts must fit context_lens");
   PAGEDCORE_REQUIRE(positions.size() == tokens.size() && slots.size() == tokens.size(),
                     "positions and slots must have one entry a token");
+  PAGEDCORE_REQUIRE(logit_rows.size() <= decoder.limits().max_logit_rows,
+                    "logit_rows must have at most max_logit_rows (",
+                    decoder.limits().max_logit_rows, ") entries, got ", logit_rows.size());
   ForwardBatch batch;
   batch.num_tokens = static_cast<std::int32_t>(tokens.size());
   batch.num_seqs = static_cast<std::int32_t>(context_lens.size());

@@ -187,15 +187,15 @@ void embed(Backend& backend, const py::object& ids, const py::object& table, con
   backend.embed(params);
 }
 
-void norm(Backend& backend, NormKind kind, const py::object& x, const OptionalArray& weight,
-          const OptionalArray& bias, const OptionalArray& rows, const py::object& y,
-          const std::string& x_dtype, const std::string& weight_dtype, const std::string& y_dtype,
-          float epsilon) {
+void norm(Backend& backend, std::optional<NormKind> kind, const py::object& x,
+          const OptionalArray& weight, const OptionalArray& bias, const OptionalArray& rows,
+          const py::object& y, const std::string& x_dtype, const std::string& weight_dtype,
+          const std::string& y_dtype, float epsilon) {
   const ArrayArg input(x, "x", x_dtype);
   const ArrayArg out(y, "y", y_dtype, true);
   input.require_shape({-1, -1});
   NormParams params;
-  params.kind = kind;
+  params.kind = kind.value_or(NormKind::kNone);
   params.num_rows = out.shape()[0];
   params.width = input.shape()[1];
   out.require_shape({-1, params.width});
@@ -216,8 +216,9 @@ void norm(Backend& backend, NormKind kind, const py::object& x, const OptionalAr
   backend.norm(params);
 }
 
-void gated_activation(Backend& backend, Activation activation, const py::object& gate_up,
-                      const py::object& y, const std::string& dtype, const std::string& y_dtype) {
+void gated_activation(Backend& backend, std::optional<Activation> activation,
+                      const py::object& gate_up, const py::object& y, const std::string& dtype,
+                      const std::string& y_dtype) {
   const ArrayArg input(gate_up, "gate_up", dtype);
   const ArrayArg out(y, "y", y_dtype, true);
   out.require_shape({-1, -1});
@@ -227,7 +228,7 @@ void gated_activation(Backend& backend, Activation activation, const py::object&
   input.require_shape({params.num_rows, 2 * params.width});
   params.gate_up = input.data();
   params.dtype = input.dtype();
-  params.activation = activation;
+  params.activation = activation.value_or(Activation::kNone);
   params.y = out.data();
   params.y_dtype = out.dtype();
   backend.gated_activation(params);

@@ -1,5 +1,6 @@
 #include "pagedcore/decoder.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 #include <vector>
@@ -51,7 +52,7 @@ struct Decoder::Impl {
   void embed(const ForwardBatch& batch);
   void attention(const ForwardBatch& batch, const KvCacheView& cache, std::int64_t layer);
   void mlp(const ForwardBatch& batch, const LayerWeights& layer);
-  const float* logits(const ForwardBatch& batch);
+  const float* logits(const std::int32_t* rows, std::int32_t num_rows);
 
   void norm(const NormWeights& weights, NormParams params);
   // The next linear's operand from the residual; normed unless norms come after the add.
@@ -100,9 +101,6 @@ Decoder::Impl::Impl(const ModelConfig& model_config, Weights checkpoint, Backend
 void Decoder::Impl::check(const ForwardBatch& batch, const KvCacheView& cache) const {
   PAGEDCORE_REQUIRE(batch.num_tokens <= limits.max_tokens, "a step of this decoder has at most ",
                     limits.max_tokens, " tokens, got ", batch.num_tokens);
-  PAGEDCORE_REQUIRE(batch.num_logit_rows <= limits.max_logit_rows,
-                    "a step of this decoder has at most ", limits.max_logit_rows,
-                    " rows of logits, got ", batch.num_logit_rows);
   PAGEDCORE_REQUIRE(batch.max_context_len <= limits.max_positions,
                     "a sequence of this decoder has at most ", limits.max_positions,
                     " tokens, got ", batch.max_context_len);
@@ -249,22 +247,22 @@ void Decoder::Impl::mlp(const ForwardBatch& batch, const LayerWeights& layer) {
   finish_residual(layer.mlp_norm, batch.num_tokens);
 }
 
-const float* Decoder::Impl::logits(const ForwardBatch& batch) {
+const float* Decoder::Impl::logits(const std::int32_t* rows, std::int32_t num_rows) {
   const bool projects = model.project_out.num_weights > 0;
   const DType last_dtype = projects ? layout.dtypes.operand : layout.head_operand;
   norm(model.final_norm, {.kind = config.final_norm ? config.norm : NormKind::kNone,
-                          .num_rows = batch.num_logit_rows,
-                          .rows = batch.logit_rows,
+                          .num_rows = num_rows,
+                          .rows = rows,
                           .y = at(layout.last),
                           .y_dtype = last_dtype});
   if (projects) {
-    linear(model.project_out, {.num_rows = batch.num_logit_rows,
+    linear(model.project_out, {.num_rows = num_rows,
                                .x = at(layout.last),
                                .x_dtype = last_dtype,
                                .y = at(layout.projected),
                                .y_dtype = layout.head_operand});
   }
-  linear(model.lm_head, {.num_rows = batch.num_logit_rows,
+  linear(model.lm_head, {.num_rows = num_rows,
                          .x = at(projects ? layout.projected : layout.last),
                          .x_dtype = layout.head_operand,
                          .y = at(layout.logits),
@@ -285,10 +283,21 @@ const float* Decoder::forward(const ForwardBatch& batch, const KvCacheView& cach
     impl_->attention(batch, cache, i);
     impl_->mlp(batch, impl_->model.layers[i]);
   }
-  return impl_->logits(batch);
+  return impl_->logits(batch.logit_rows,
+                       std::min(batch.num_logit_rows, impl_->limits.max_logit_rows));
+}
+
+const float* Decoder::logits(const ForwardBatch& batch, std::int32_t first, std::int32_t count) {
+  PAGEDCORE_REQUIRE(first >= 0 && count >= 0 && first + count <= batch.num_logit_rows, "rows ",
+                    first, " to ", first + count, " must be among the batch's ",
+                    batch.num_logit_rows, " rows of logits");
+  PAGEDCORE_REQUIRE(count <= impl_->limits.max_logit_rows, "this decoder gives at most ",
+                    impl_->limits.max_logit_rows, " rows of logits at once, got ", count);
+  return impl_->logits(batch.logit_rows + first, count);
 }
 
 const ModelConfig& Decoder::config() const { return impl_->config; }
+const DecoderLimits& Decoder::limits() const { return impl_->limits; }
 
 std::int64_t Decoder::workspace_bytes(const ModelConfig& config, const Weights& weights,
                                       const Backend& backend, const DecoderLimits& limits) {

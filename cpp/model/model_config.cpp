@@ -31,7 +31,8 @@ void validate_sizes(const ModelConfig& config) {
   require_positive("num_layers", config.num_layers);
   require_positive("num_heads", config.num_heads);
   require_positive("num_kv_heads", config.num_kv_heads);
-  require_positive("head_dim", config.head_dim);
+  PAGEDCORE_REQUIRE(config.head_dim >= 8 && config.head_dim <= 512 && config.head_dim % 8 == 0,
+                    "head_dim must be a multiple of 8 from 8 to 512, got ", config.head_dim);
   require_positive("max_position_embeddings", config.max_position_embeddings);
   require_positive("embedding_size", config.embedding_size);
   PAGEDCORE_REQUIRE(config.num_heads % config.num_kv_heads == 0,

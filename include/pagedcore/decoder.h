@@ -31,11 +31,16 @@ class PAGEDCORE_API Decoder {
           const DecoderLimits& limits);
   ~Decoder();
 
-  // Computes the spans of a staged batch: writes their K and V into the cache and gives
-  // [num_logit_rows, vocab_size] float32 logits in the backend's memory, valid until the next call.
+  // Computes the spans of a staged batch: writes their K and V into the cache and gives the logits
+  // of the first max_logit_rows of batch.logit_rows: [.., vocab_size] float32 in the backend's
+  // memory, valid until the next call.
   const float* forward(const ForwardBatch& batch, const KvCacheView& cache);
+  // The logits of `count` of batch.logit_rows from `first` on, of the batch last given to
+  // forward().
+  const float* logits(const ForwardBatch& batch, std::int32_t first, std::int32_t count);
 
   const ModelConfig& config() const;
+  const DecoderLimits& limits() const;
   // Bytes that the constructor takes from the backend: workspace, and weights where they must be
   // copied to the device. Throws what the constructor throws.
   static std::int64_t workspace_bytes(const ModelConfig& config, const Weights& weights,

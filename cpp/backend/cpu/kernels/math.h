@@ -9,10 +9,10 @@
 // tanh are those of Cephes (Moshier), erf's rational function is Eigen's.
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
-// 2^x; 0 below the smallest normal number, 2^127.5 above it. exp2(-inf) is 0 and exp2(0) is 1.
+// 2^x; 0 below the smallest normal number. exp2(-inf) is 0, exp2(0) is 1. REQUIRES: x <= 127.
 inline Vec exp2(Vec x) {
-  const Vec bounded = min(splat(127.5f), max(splat(-126.0f), x));
-  const Vec n = min(splat(127.0f), round(bounded));
+  const Vec bounded = max(splat(-126.0f), x);
+  const Vec n = round(bounded);
   const Vec r = bounded - n;
   Vec p = splat(1.535336188319500e-4f);
   p = fma(p, r, splat(1.339887440266574e-3f));
@@ -24,11 +24,12 @@ inline Vec exp2(Vec x) {
   return select_less(x, splat(-126.0f), zero(), p * exp2_integral(n));
 }
 
-// e^x; 0 where that is below the smallest normal number, at most 2^127.5.
+// e^x; 0 where that is below the smallest normal number, infinite from 2^127.5 on.
 inline Vec exp(Vec x) {
   const Vec lowest = splat(-87.336544f);
-  const Vec bounded = min(splat(88.37f), max(lowest, x));
-  const Vec n = min(splat(127.0f), round(bounded * splat(1.44269504f)));
+  const Vec highest = splat(88.37626f);
+  const Vec bounded = min(highest, max(lowest, x));
+  const Vec n = round(bounded * splat(1.44269504f));
   // ln 2 in two parts, so that n times the first is exact.
   Vec r = fma(n, splat(-0.693359375f), bounded);
   r = fma(n, splat(2.12194440e-4f), r);
@@ -39,7 +40,8 @@ inline Vec exp(Vec x) {
   p = fma(p, r, splat(1.6666665459e-1f));
   p = fma(p, r, splat(5.0000001201e-1f));
   p = fma(p, r * r, r) + splat(1.0f);
-  return select_less(x, lowest, zero(), p * exp2_integral(n));
+  const Vec y = select_less(highest, x, splat(__builtin_inff()), p * exp2_integral(n));
+  return select_less(x, lowest, zero(), y);
 }
 
 inline Vec tanh(Vec x) {

@@ -1,0 +1,109 @@
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "cpp/engine/batch_builder.h"
+#include "cpp/engine/beam_search.h"
+#include "cpp/engine/host_pool.h"
+#include "cpp/engine/request_state.h"
+#include "cpp/engine/sample_batch.h"
+#include "pagedcore/decoder.h"
+#include "pagedcore/engine.h"
+#include "pagedcore/scheduler.h"
+
+namespace pagedcore {
+
+// What is behind Engine. A step runs through the functions in the order in which they stand here.
+// Invariant: Sequence::user of every sequence of the scheduler is its SequenceState, and
+// SequenceState::sequence leads back.
+struct Engine::Impl {
+  Impl(const ModelConfig& model, Weights weights, std::unique_ptr<Backend> backend,
+       const EngineConfig& config);
+  ~Impl();
+
+  // requests.cpp
+  RequestId add_request(std::span<const TokenId> prompt, const SamplingParams& params,
+                        const RequestOptions& options);
+  Stats stats() const;
+  void require_valid(std::span<const TokenId> prompt, const SamplingParams& params) const;
+  void abort(RequestId id);
+  void finish_sequence(RequestId id, std::int32_t index);
+  RequestMetrics metrics_of(const RequestState& request) const;
+  std::vector<std::string> verify() const;
+
+  // step.cpp
+  std::span<const SequenceUpdate> step();
+  void note_preemptions(const StepPlan& plan);
+  void end_exceeding(const StepPlan& plan);
+  void build(const StepPlan& plan);
+  void note_span(SequenceState& state, const Span& span);
+  void add_samples(SequenceState& state, std::int32_t logit_row);
+  void move_blocks(const StepPlan& plan);
+  void compute();
+  void compute_prompt_logprobs(std::int32_t first_row);
+  void take_tokens();
+  void abandon(const StepPlan& plan);
+
+  // outputs.cpp: what a sampled token changes
+  void take_first_tokens(SequenceState& state, std::int32_t sample);
+  void take_token(SequenceState& state, std::int32_t sample);
+  std::span<const TokenLogprob> logprobs_of(const RequestState& request, std::int32_t sample);
+  FinishReason finish_reason_after(const SequenceState& state, TokenId token) const;
+  void finish(SequenceState& state, FinishReason reason, TokenId stop_token);
+  void end_request(RequestState& request);
+  void report(const SequenceState& state, std::span<const TokenId> tokens,
+              std::span<const TokenLogprob> logprobs);
+  void report_ranked(RequestState& request);
+  SequenceUpdate blank_update(RequestState& request);
+
+  // beams.cpp
+  void offer_candidates(SequenceState& beam, std::int32_t sample);
+  void advance_beams(RequestState& request);
+  void reorder_beams(RequestState& request, std::span<const BeamSearch::Candidate> next);
+  void report_hypotheses(RequestState& request);
+
+  const ModelConfig model;
+  const EngineConfig config;  // with the defaults filled in
+  const std::unique_ptr<Backend> backend;
+  const MemoryPlan memory;
+  Decoder decoder;
+  Buffer kv;
+  HostPool host_blocks;
+  KvCacheView cache;
+  Scheduler scheduler;
+  BatchBuilder batch;
+  Buffer sample_workspace;
+  SampleBatch samples;
+  SampleBatch prompt_samples;
+
+  RequestId next_request_id = 0;
+  std::unordered_map<RequestId, std::unique_ptr<RequestState>> requests;
+
+  // One step's own, kept to be used again.
+  struct Target {
+    SequenceState* state;
+    std::int32_t sample;  // the first one of its
+  };
+  struct PromptRows {
+    RequestState* request;
+    std::int32_t first_position;
+    std::int32_t first_token;  // of the batch
+    std::int32_t count;
+  };
+  std::vector<Target> targets;
+  std::vector<PromptRows> prompt_rows;
+  ForwardBatch staged;
+  const float* logits = nullptr;
+  Clock::time_point now;
+  std::vector<SequenceUpdate> updates;
+  std::vector<TokenLogprob> logprob_entries;
+  std::vector<std::unique_ptr<RequestState>> ended;  // that the last updates point into
+
+  Stats counters;
+};
+
+}  // namespace pagedcore

@@ -1,0 +1,120 @@
+#include <algorithm>
+
+#include "cpp/engine/impl.h"
+
+namespace pagedcore {
+
+void Engine::Impl::take_first_tokens(SequenceState& state, std::int32_t sample) {
+  RequestState& request = *state.request;
+  const std::int32_t num_tokens = state.sequence->num_tokens();
+  request.num_unfinished = request.num_sequences;
+  for (std::int32_t i = 1; i < request.num_sequences; ++i) {
+    request.fork_sequence(state, scheduler.fork(*state.sequence, num_tokens));
+  }
+  for (std::int32_t i = 0; i < request.num_sequences; ++i) {
+    take_token(*request.sequences[i], sample + i);
+  }
+}
+
+void Engine::Impl::take_token(SequenceState& state, std::int32_t sample) {
+  RequestState& request = *state.request;
+  const TokenId token = samples.token(sample);
+  scheduler.append_token(*state.sequence, token);
+  ++state.num_output;
+  ++counters.num_output_tokens;
+  if (request.metrics.first_token_us == 0) {
+    request.metrics.first_token_us = std::max<std::int64_t>(1, metrics_of(request).total_us);
+  }
+  if (!state.seen_index.empty()) state.note_seen(token, true);
+  if (request.wants_logprobs) state.cumulative_logprob += samples.logprob(sample);
+  const std::span<const TokenLogprob> entries = logprobs_of(request, sample);
+  const FinishReason reason = finish_reason_after(state, token);
+  if (reason != FinishReason::kNone) {
+    finish(state, reason, reason == FinishReason::kStop ? token : -1);
+  }
+  if (request.updates_at_end) {
+    state.output.push_back(token);
+    state.logprobs.insert(state.logprobs.end(), entries.begin(), entries.end());
+    if (request.num_unfinished == 0) report_ranked(request);
+  } else {
+    report(state, samples.tokens(sample), entries);
+  }
+  if (request.num_unfinished == 0) end_request(request);
+}
+
+// The new entries lie in logprob_entries, which build() has given room for all of the step.
+std::span<const TokenLogprob> Engine::Impl::logprobs_of(const RequestState& request,
+                                                        std::int32_t sample) {
+  const std::size_t first = logprob_entries.size();
+  logprob_entries.resize(first + request.logprobs_per_token());
+  const std::span<TokenLogprob> entries = std::span(logprob_entries).subspan(first);
+  if (!entries.empty()) samples.write_logprobs(sample, entries);
+  return entries;
+}
+
+FinishReason Engine::Impl::finish_reason_after(const SequenceState& state, TokenId token) const {
+  const RequestState& request = *state.request;
+  if (state.num_output >= request.params.min_tokens && request.is_stop_token(token)) {
+    return FinishReason::kStop;
+  }
+  if (state.sequence->num_tokens() >= request.max_total_tokens) return FinishReason::kLength;
+  return FinishReason::kNone;
+}
+
+void Engine::Impl::finish(SequenceState& state, FinishReason reason, TokenId stop_token) {
+  state.finish_reason = reason;
+  state.stop_token = stop_token;
+  scheduler.finish(*state.sequence);
+  state.sequence = nullptr;
+  --state.request->num_unfinished;
+}
+
+void Engine::Impl::end_request(RequestState& request) {
+  request.metrics.total_us = metrics_of(request).total_us;
+  const auto found = requests.find(request.id);
+  ended.push_back(std::move(found->second));
+  requests.erase(found);
+}
+
+SequenceUpdate Engine::Impl::blank_update(RequestState& request) {
+  SequenceUpdate update;
+  update.request_id = request.id;
+  update.metrics = &request.metrics;
+  if (request.wants_prompt_logprobs() && !request.prompt_logprobs_reported) {
+    update.prompt_logprobs = request.prompt_logprobs;
+    update.prompt_logprobs_per_token = request.prompt_logprobs_per_token();
+    request.prompt_logprobs_reported = true;
+  }
+  return update;
+}
+
+void Engine::Impl::report(const SequenceState& state, std::span<const TokenId> tokens,
+                          std::span<const TokenLogprob> logprobs) {
+  SequenceUpdate update = blank_update(*state.request);
+  update.index = state.index;
+  update.new_tokens = tokens;
+  update.logprobs = logprobs;
+  update.logprobs_per_token = state.request->logprobs_per_token();
+  update.cumulative_logprob = state.cumulative_logprob;
+  update.finish_reason = state.finish_reason;
+  update.stop_token = state.stop_token;
+  update.explanation = state.request->explanation;
+  updates.push_back(update);
+}
+
+// Reports the n most likely sequences of a request that sampled best_of of them.
+void Engine::Impl::report_ranked(RequestState& request) {
+  if (request.beams != nullptr) return report_hypotheses(request);
+  std::vector<const SequenceState*> ranked;
+  for (const auto& state : request.sequences) ranked.push_back(state.get());
+  std::ranges::stable_sort(ranked, [](const SequenceState* a, const SequenceState* b) {
+    return a->cumulative_logprob > b->cumulative_logprob;
+  });
+  const auto count = std::min<std::size_t>(ranked.size(), request.params.n);
+  for (std::size_t rank = 0; rank < count; ++rank) {
+    report(*ranked[rank], ranked[rank]->output, ranked[rank]->logprobs);
+    updates.back().index = static_cast<std::int32_t>(rank);
+  }
+}
+
+}  // namespace pagedcore

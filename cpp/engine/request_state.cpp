@@ -1,0 +1,76 @@
+#include "cpp/engine/request_state.h"
+
+#include <algorithm>
+
+#include "cpp/base/philox.h"
+
+namespace pagedcore {
+
+void SequenceState::note_seen(TokenId token, bool is_output) {
+  const auto [found, is_new] =
+      seen_index.try_emplace(token, static_cast<std::int32_t>(seen.size()));
+  if (is_new) seen.push_back({token, 0});
+  seen[found->second].output_count += is_output;
+}
+
+std::int64_t RequestState::seed_of(std::int32_t index) const { return philox_stream(seed, index); }
+
+std::int32_t RequestState::num_beam_candidates() const {
+  return beams->num_candidates() + static_cast<std::int32_t>(banned_at_first.size());
+}
+
+bool RequestState::uses_penalties() const {
+  return params.repetition_penalty != 1.0f || params.presence_penalty != 0.0f ||
+         params.frequency_penalty != 0.0f;
+}
+
+bool RequestState::is_stop_token(TokenId token) const {
+  return std::ranges::binary_search(stop_tokens, token);
+}
+
+SequenceState& RequestState::add_sequence(Sequence& sequence) {
+  sequences.push_back(std::make_unique<SequenceState>());
+  SequenceState& state = *sequences.back();
+  state.request = this;
+  state.sequence = &sequence;
+  state.index = static_cast<std::int32_t>(sequences.size()) - 1;
+  sequence.user = &state;
+  SampleRow& row = state.row;
+  row.temperature = params.beam_width > 0 ? 0.0f : params.temperature;
+  row.top_k = std::max(params.top_k, 0);
+  row.top_p = params.top_p;
+  row.min_p = params.min_p;
+  row.repetition_penalty = params.repetition_penalty;
+  row.presence_penalty = params.presence_penalty;
+  row.frequency_penalty = params.frequency_penalty;
+  row.bias = bias;
+  row.allowed = params.allowed_token_ids;
+  row.num_top = wants_logprobs ? std::max(params.logprobs, 0) : -1;
+  if (beams != nullptr) row.num_top = num_beam_candidates();
+  row.seed = seed_of(state.index);
+  if (uses_penalties()) {
+    const std::span<const TokenId> tokens = sequence.tokens();
+    for (std::int32_t i = 0; i < sequence.num_tokens(); ++i) {
+      state.note_seen(tokens[i], i >= num_prompt_tokens);
+    }
+  }
+  return state;
+}
+
+SequenceState& RequestState::fork_sequence(const SequenceState& parent, Sequence& sequence) {
+  SequenceState& state = add_sequence(sequence);
+  state.num_output = parent.num_output;
+  state.num_seen_computed = parent.num_seen_computed;
+  state.cumulative_logprob = parent.cumulative_logprob;
+  state.output = parent.output;
+  state.logprobs = parent.logprobs;
+  return state;
+}
+
+void RequestState::prepare_row(SequenceState& state) const {
+  state.row.position = state.sequence->num_tokens();
+  state.row.seen = state.seen;
+  state.row.banned = state.num_output < params.min_tokens ? banned_at_first : banned;
+}
+
+}  // namespace pagedcore

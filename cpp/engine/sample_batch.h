@@ -1,0 +1,62 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "pagedcore/backend.h"
+#include "pagedcore/request.h"
+#include "pagedcore/sampling_ops.h"
+
+namespace pagedcore {
+
+// Samples of one step: their rows and their outputs. Nothing allocates in a step.
+class SampleBatch {
+ public:
+  // `workspace` is that of Backend::sample() for `max_samples` and outlives the batch.
+  SampleBatch(Backend& backend, const Buffer& workspace, std::int64_t vocab_size,
+              std::int32_t max_samples);
+
+  // Makes room for rows that report up to `num_top` tokens.
+  void reserve_top(std::int32_t num_top);
+
+  void clear() { rows_.clear(); }
+  std::int32_t size() const { return static_cast<std::int32_t>(rows_.size()); }
+  std::int64_t max_logprob_entries() const { return std::int64_t{size()} * (1 + max_top_); }
+  // Adds a sample and gives its index. REQUIRES: size() < max_samples.
+  std::int32_t add(const SampleRow& row) {
+    rows_.push_back(row);
+    return size() - 1;
+  }
+  SampleRow& row(std::int32_t sample) { return rows_[sample]; }
+
+  // Samples all rows from logits [num_rows, vocab_size].
+  void run(const float* logits, std::int32_t num_rows);
+
+  TokenId token(std::int32_t sample) const { return tokens_[sample]; }
+  std::span<const TokenId> tokens(std::int32_t sample) const { return {&tokens_[sample], 1}; }
+  float logprob(std::int32_t sample) const { return logprobs_[sample]; }
+  std::span<const TokenId> top_tokens(std::int32_t sample) const {
+    return std::span(top_tokens_).subspan(std::int64_t{sample} * max_top_, rows_[sample].num_top);
+  }
+  std::span<const float> top_logprobs(std::int32_t sample) const {
+    return std::span(top_logprobs_).subspan(std::int64_t{sample} * max_top_, rows_[sample].num_top);
+  }
+  // The token itself, then the row's num_top most likely ones, to entries [1 + num_top].
+  void write_logprobs(std::int32_t sample, std::span<TokenLogprob> entries) const;
+
+ private:
+  Backend& backend_;
+  std::int64_t vocab_size_;
+  std::int32_t max_samples_;
+  std::int32_t max_top_ = 0;
+  const Buffer& workspace_;
+  std::vector<SampleRow> rows_;
+  std::vector<TokenId> tokens_;
+  std::vector<float> logprobs_;
+  std::vector<std::int32_t> ranks_;
+  std::vector<TokenId> top_tokens_;
+  std::vector<float> top_logprobs_;
+};
+
+}  // namespace pagedcore

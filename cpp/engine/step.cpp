@@ -1,0 +1,223 @@
+#include <algorithm>
+
+#include "cpp/engine/impl.h"
+#include "cpp/engine/memory_plan.h"
+#include "pagedcore/error.h"
+
+namespace pagedcore {
+namespace {
+
+double microseconds_between(Clock::time_point begin, Clock::time_point end) {
+  return std::chrono::duration<double, std::micro>(end - begin).count();
+}
+
+SequenceState& state_of(const Span& span) {
+  return *static_cast<SequenceState*>(span.sequence->user);
+}
+
+}  // namespace
+
+std::span<const SequenceUpdate> Engine::Impl::step() {
+  now = Clock::now();
+  updates.clear();
+  logprob_entries.clear();
+  ended.clear();
+  const StepPlan& plan = scheduler.schedule();
+  note_preemptions(plan);
+  end_exceeding(plan);
+  Clock::time_point begin = now;
+  Clock::time_point end = now;
+  try {
+    build(plan);
+    begin = Clock::now();
+    move_blocks(plan);
+    compute();
+    end = Clock::now();
+  } catch (...) {
+    abandon(plan);
+    throw;
+  }
+  scheduler.commit();
+  take_tokens();
+
+  ++counters.num_steps;
+  counters.step_device_us = microseconds_between(begin, end);
+  counters.step_host_us =
+      microseconds_between(now, begin) + microseconds_between(end, Clock::now());
+  counters.total_device_us += counters.step_device_us;
+  counters.total_host_us += counters.step_host_us;
+  return updates;
+}
+
+void Engine::Impl::note_preemptions(const StepPlan& plan) {
+  for (RequestId id : plan.preempted) {
+    RequestState& request = *requests.at(id);
+    const auto live = std::ranges::find_if(
+        request.sequences, [](const auto& state) { return state->sequence != nullptr; });
+    const bool swapped = (*live)->sequence->group().state() == GroupState::kSwapped;
+    ++request.metrics.num_preemptions;
+    request.metrics.last_preemption =
+        swapped ? "KV blocks ran out: swapped to host memory" : "KV blocks ran out: to recompute";
+    ++(swapped ? counters.num_swap_preemptions : counters.num_recompute_preemptions);
+  }
+}
+
+void Engine::Impl::end_exceeding(const StepPlan& plan) {
+  // Ending a request changes the plan.
+  const std::vector<RequestId> exceeding = plan.capacity_exceeded;
+  for (RequestId id : exceeding) {
+    RequestState& request = *requests.at(id);
+    std::int64_t num_tokens = 0;
+    for (const auto& state : request.sequences) {
+      if (state->sequence != nullptr) num_tokens += state->sequence->num_tokens();
+    }
+    request.explanation =
+        detail::concat("the request's ", request.num_unfinished, " sequence(s) of ", num_tokens,
+                       " tokens in all need more than the KV cache's ", memory.num_blocks,
+                       " blocks of ", config.block_size, " tokens");
+    for (const auto& state : request.sequences) {
+      if (state->sequence == nullptr) continue;
+      state->finish_reason = FinishReason::kCapacity;
+      if (!request.updates_at_end) report(*state, {}, {});
+    }
+    if (request.updates_at_end) report_ranked(request);
+    for (const auto& state : request.sequences) state->sequence = nullptr;
+    scheduler.abort(id);
+    end_request(request);
+  }
+}
+
+void Engine::Impl::build(const StepPlan& plan) {
+  batch.begin();
+  samples.clear();
+  targets.clear();
+  prompt_rows.clear();
+  for (const Span& span : plan.spans) {
+    SequenceState& state = state_of(span);
+    const std::int32_t first_token = batch.add(span);
+    note_span(state, span);
+    const RequestState& request = *state.request;
+    if (request.wants_prompt_logprobs()) {
+      const std::int32_t begin = std::max(span.context_len, request.num_prompt_logprobs_done);
+      const std::int32_t end =
+          std::min(span.context_len + span.query_len, request.num_prompt_tokens - 1);
+      if (begin < end) {
+        prompt_rows.push_back(
+            {state.request, begin, first_token + begin - span.context_len, end - begin});
+      }
+    }
+    if (!span.reaches_end) continue;
+    targets.push_back({&state, samples.size()});
+    add_samples(state, batch.add_logit_row(first_token + span.query_len - 1));
+  }
+  for (const PromptRows& rows : prompt_rows) {
+    for (std::int32_t i = 0; i < rows.count; ++i) batch.add_logit_row(rows.first_token + i);
+  }
+  logprob_entries.reserve(samples.max_logprob_entries());
+  counters.num_computed_tokens += plan.num_tokens;
+}
+
+void Engine::Impl::note_span(SequenceState& state, const Span& span) {
+  RequestState& request = *state.request;
+  if (!request.has_run) {
+    request.has_run = true;
+    request.metrics.queue_us =
+        static_cast<std::int64_t>(microseconds_between(request.arrival, now));
+    request.metrics.num_cached_tokens = span.context_len;
+    counters.num_prefix_queried_tokens += request.num_prompt_tokens;
+    counters.num_prefix_hit_tokens += span.context_len;
+  }
+  const std::int32_t end = span.context_len + span.query_len;
+  if (span.context_len < state.num_seen_computed) {
+    const std::int32_t again = std::min(end, state.num_seen_computed) - span.context_len;
+    request.metrics.num_recomputed_tokens += again;
+    counters.num_recomputed_tokens += again;
+  }
+  state.num_seen_computed = std::max(state.num_seen_computed, end);
+}
+
+void Engine::Impl::add_samples(SequenceState& state, std::int32_t logit_row) {
+  const RequestState& request = *state.request;
+  request.prepare_row(state);
+  state.row.logit_row = logit_row;
+  const std::int32_t sample = samples.add(state.row);
+  if (!request.awaits_first_token() || request.beams != nullptr) return;
+  // The first tokens of all siblings come from one row.
+  for (std::int32_t i = 1; i < request.num_sequences; ++i) {
+    samples.add(samples.row(sample));
+    samples.row(sample + i).seed = request.seed_of(i);
+  }
+}
+
+void Engine::Impl::move_blocks(const StepPlan& plan) {
+  backend->swap_out(cache, host_blocks.data(), memory.num_host_blocks, plan.swap_out);
+  backend->swap_in(cache, host_blocks.data(), memory.num_host_blocks, plan.swap_in);
+  backend->copy_blocks(cache, plan.copies);
+  counters.num_swapped_out_blocks += static_cast<std::int64_t>(plan.swap_out.size());
+  counters.num_swapped_in_blocks += static_cast<std::int64_t>(plan.swap_in.size());
+  counters.num_copied_blocks += static_cast<std::int64_t>(plan.copies.size());
+}
+
+void Engine::Impl::compute() {
+  const ForwardBatch host_batch = batch.finish();
+  if (host_batch.num_tokens == 0) return;
+  staged = backend->stage(host_batch);
+  backend->run(staged, [this] { logits = decoder.forward(staged, cache); });
+  const auto num_sampled = static_cast<std::int32_t>(targets.size());
+  samples.run(logits, num_sampled);
+  if (!prompt_rows.empty()) compute_prompt_logprobs(num_sampled);
+}
+
+// The rows of prompt tokens lie behind those to sample from. There may be many more of them than
+// the decoder gives logits for at once, and the step's own samples are not yet taken.
+void Engine::Impl::compute_prompt_logprobs(std::int32_t first_row) {
+  const std::int32_t rows_at_once = decoder_limits(config).max_logit_rows;
+  for (const PromptRows& rows : prompt_rows) {
+    RequestState& request = *rows.request;
+    const std::int32_t per_token = request.prompt_logprobs_per_token();
+    const std::span<const TokenId> tokens = request.sequences[0]->sequence->tokens();
+    for (std::int32_t done = 0; done < rows.count;) {
+      const std::int32_t count = std::min(rows.count - done, rows_at_once);
+      prompt_samples.clear();
+      for (std::int32_t i = 0; i < count; ++i) {
+        SampleRow row;
+        row.logit_row = i;
+        row.num_top = per_token - 1;
+        row.given_token = tokens[rows.first_position + done + i + 1];
+        prompt_samples.add(row);
+      }
+      prompt_samples.run(decoder.logits(staged, first_row + done, count), count);
+      for (std::int32_t i = 0; i < count; ++i) {
+        const std::int64_t at = rows.first_position + done + i;
+        prompt_samples.write_logprobs(
+            i, std::span(request.prompt_logprobs).subspan(at * per_token, per_token));
+      }
+      done += count;
+    }
+    request.num_prompt_logprobs_done = rows.first_position + rows.count;
+    first_row += rows.count;
+  }
+}
+
+void Engine::Impl::take_tokens() {
+  for (const Target& target : targets) {
+    RequestState& request = *target.state->request;
+    if (request.beams != nullptr) {
+      offer_candidates(*target.state, target.sample);
+    } else if (request.awaits_first_token()) {
+      take_first_tokens(*target.state, target.sample);
+    } else {
+      take_token(*target.state, target.sample);
+    }
+  }
+}
+
+// The step failed: the requests that it computed are ended, the others go on.
+void Engine::Impl::abandon(const StepPlan& plan) {
+  std::vector<RequestId> failed;
+  for (const Span& span : plan.spans) failed.push_back(span.sequence->request_id());
+  for (RequestId id : failed) abort(id);
+  scheduler.commit();
+}
+
+}  // namespace pagedcore
