@@ -27,6 +27,6 @@ for part in $parts; do
         echo "exit $?"; grep -E "ERROR SUMMARY|RACECHECK SUMMARY|passed|failed" "$out/$tool.log"
       done ;;
     ops) python3 bench/bench_cuda_ops.py --out "$out/cuda_ops.jsonl" ;;
-    step) python3 bench/bench_cuda_step.py --out "$out/cuda_step.jsonl" ;;
+    step) for model in 1b 8b; do "${PAGEDCORE_CUDA_STEP:-build/cuda/bench/bench_cuda_step}" $model; done | tee "$out/cuda_step.jsonl" ;;
   esac
 done

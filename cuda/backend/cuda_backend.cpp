@@ -238,7 +238,8 @@ void CudaBackend::do_paged_attention(const ForwardBatch& batch, const PagedAtten
                      .header = step.header,
                      .items = step.items,
                      .prefill = step.prefill,
-                     .num_sms = properties_.multiProcessorCount};
+                     .num_sms = properties_.multiProcessorCount,
+                     .sm_major = properties_.major};
   if (!tensor_core_attention_serves(p)) return launch_simple_attention(args, stream_.get());
   if (step.padded || step.num_items > 0) {
     reserve_partials(p);

@@ -51,6 +51,7 @@ struct AttentionArgs {
   float2* partial_max_sum = nullptr;  // [items, num_heads]
   std::uint32_t* arrivals = nullptr;  // [items, head tiles] zero between launches
   int num_sms = 1;
+  int sm_major = 8;
 };
 
 // The tensor-core kernels of one KV dtype and head_dim.
