@@ -90,7 +90,9 @@ def random_cache(blocks, layers, kv_heads, size, dim, dtype=torch.bfloat16):
     return data.to(dtype)
 
 
-def decode_attention(ops, batch_size, length, dtype=torch.bfloat16, heads=32, kv_heads=8, dim=128, peers=True):
+def decode_attention(
+    ops, batch_size, length, dtype=torch.bfloat16, heads=32, kv_heads=8, dim=128, peers=True
+):
     size = 16
     per_seq = (length + size - 1) // size
     item = 1 if dtype == torch.float8_e4m3fn else 2
@@ -109,7 +111,9 @@ def decode_attention(ops, batch_size, length, dtype=torch.bfloat16, heads=32, kv
     if not peers or dtype == torch.float8_e4m3fn:
         return
     del cache
-    kv = torch.randn(min(layers, 8), 2, batch_size, kv_heads, length, dim, device="cuda", dtype=torch.bfloat16)
+    kv = torch.randn(
+        min(layers, 8), 2, batch_size, kv_heads, length, dim, device="cuda", dtype=torch.bfloat16
+    )
     q4 = query[:, :, None]
 
     def sdpa(i):
@@ -134,14 +138,22 @@ def prefill_attention(ops, length, dtype=torch.bfloat16, heads=32, kv_heads=8, d
     ints, floats = ops.attention_args(query, out, cache, 0, 1 / math.sqrt(dim))
     us = ours_us(lambda n: ops.call("paged_attention", ints, floats, n), repeats=5)
     flops = 2 * heads * dim * length * length
-    report(f"prefill_attention len{length} {heads}/{kv_heads} hd{dim} {str(dtype)[6:]}", us, flops=flops)
+    report(
+        f"prefill_attention len{length} {heads}/{kv_heads} hd{dim} {str(dtype)[6:]}",
+        us,
+        flops=flops,
+    )
     if not peers:
         return
     q = query.transpose(0, 1)[None].contiguous()
-    k, v = (torch.randn(1, kv_heads, length, dim, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    k, v = (
+        torch.randn(1, kv_heads, length, dim, device="cuda", dtype=torch.bfloat16) for _ in range(2)
+    )
 
     def sdpa(i):
-        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, is_causal=True, enable_gqa=True
+        )
 
     report(f"torch sdpa, contiguous: prefill len{length}", torch_us(sdpa), flops=flops)
 
@@ -166,7 +178,9 @@ def blocks(ops, count=256):
     pairs = [(i, count + i) for i in range(count)]
     block_bytes = cache.data[0].numel() * 2
     us = ours_us(lambda n: ops.copies(0, cache, pairs, repeats=n))
-    report(f"copy_blocks {count} of {block_bytes >> 10} KiB", us, bytes_moved=2 * count * block_bytes)
+    report(
+        f"copy_blocks {count} of {block_bytes >> 10} KiB", us, bytes_moved=2 * count * block_bytes
+    )
     host = ops.lib.ops_allocate_host(ops.handle, count * block_bytes)
     pinned = torch.empty(count * block_bytes, dtype=torch.uint8, pin_memory=True)
     device = torch.empty(count * block_bytes, dtype=torch.uint8, device="cuda")
@@ -181,7 +195,9 @@ def blocks(ops, count=256):
             torch.cuda.synchronize()
             t.append((time.perf_counter() - t0) * 1e6)
         link = count * block_bytes / statistics.median(t) / 1e3
-        us = ours_us(lambda n, w=what: ops.copies(w, cache, scattered, host, count, repeats=n), repeats=3)
+        us = ours_us(
+            lambda n, w=what: ops.copies(w, cache, scattered, host, count, repeats=n), repeats=3
+        )
         report(f"{label} {count} of {block_bytes >> 10} KiB", us,
                gb_per_s=round(count * block_bytes / us / 1e3, 1), share_of_link=round(count * block_bytes / us / 1e3 / link, 3))  # fmt: skip
     ops.lib.ops_free_host(ops.handle, host)
@@ -195,7 +211,9 @@ def sampling(ops, rows, vocab, label, **settings):
         t0 = time.perf_counter()
         ops.sample(logits, how)
         times.append((time.perf_counter() - t0) * 1e6)
-    report(f"sample {label} {rows}x{vocab}, with the way there and back", statistics.median(times[2:]))
+    report(
+        f"sample {label} {rows}x{vocab}, with the way there and back", statistics.median(times[2:])
+    )
 
 
 def main():
@@ -204,8 +222,15 @@ def main():
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     ops = Ops(find_library())
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    about = {"device": torch.cuda.get_device_name(), "backend": ops.description, "torch": torch.__version__, "commit": commit}
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    about = {
+        "device": torch.cuda.get_device_name(),
+        "backend": ops.description,
+        "torch": torch.__version__,
+        "commit": commit,
+    }
     print(json.dumps(about), flush=True)
     measure_limits()
     for b, n in ((8, 16384), (32, 4096), (8, 4096), (1, 1024), (1, 8192), (256, 512), (32, 1024)):

@@ -1,5 +1,6 @@
 #include "cuda/backend/resources.h"
 
+#include "cuda/common/launch.h"
 #include "pagedcore/error.h"
 
 namespace pagedcore::cuda {
@@ -10,6 +11,13 @@ void throw_cuda_error(cudaError_t error, const char* call) {
       detail::concat(cudaGetErrorName(error), ": ", cudaGetErrorString(error), ", from ", call);
   if (error == cudaErrorMemoryAllocation) throw OutOfMemory(message);
   throw DeviceError(message);
+}
+
+bool has_programmatic_launch() {
+  int device = 0, major = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+         major >= 9;
 }
 
 Scratch::~Scratch() { release(); }

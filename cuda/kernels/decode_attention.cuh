@@ -31,7 +31,10 @@ struct DecodeAttention {
   static constexpr int kStageBytes = 2 * kTileBytes;
   static constexpr int kWideBytes = kWiden ? 2 * kTokens * Tile::kRowBytes : 0;
   static constexpr int kQueryBytes = kRows * Tile::kRowBytes;
-  static constexpr int kWarpBudget = 98304 / kWarps - kWideBytes;
+  // Thread blocks that share a processor: one's loads run while another merges.
+  static constexpr int kBlocksPerSm = kHeadDim <= 64 ? 4 : kHeadDim <= 128 ? 3 : 2;
+  static constexpr int kBudget = 221184 / kBlocksPerSm < 98304 ? 221184 / kBlocksPerSm : 98304;
+  static constexpr int kWarpBudget = kBudget / kWarps - kWideBytes;
   static constexpr int kStages = kWarpBudget / kStageBytes > 6 ? 6 : kWarpBudget / kStageBytes;
   static constexpr int kWarpBytes = kStages * kStageBytes + kWideBytes;
   static constexpr int kMergeBytes = kWarps * kRows * (kHeadDim + 2) * 4;
@@ -50,6 +53,8 @@ struct DecodeAttention {
     std::int32_t num_rows;  // query heads in the tile
     std::int32_t start;     // first position seen
     std::int32_t first_split, num_splits;
+    std::int32_t begin, end;    // tokens of the split, from the first that is seen
+    std::int64_t first_offset;  // token_offset() of the warp's first tokens
   };
 
   // What a warp knows of its 16 rows: lane l holds rows l / 4 and l / 4 + 8.
@@ -208,17 +213,13 @@ struct DecodeAttention {
     const int warp = threadIdx.x / 32;
     const KV* k_base = static_cast<const KV*>(p.cache.data) + p.layer * p.cache.layer_stride() +
                        work.kv_head * p.cache.head_stride();
-    const std::int32_t size = split_tokens(work.item.length);
-    const std::int32_t split_begin = work.item.split * size;
-    const std::int32_t end = min(split_begin + size, work.item.length);
-    // Groups before the window are skipped in whole rounds, so a group's warp never changes.
+    const std::int32_t end = work.end;
     const std::int32_t round = kWarps * kTokens;
-    const std::int32_t skipped = max(0, work.start - split_begin) / round * round;
-    std::int32_t begin = split_begin + skipped + warp * kTokens;
+    std::int32_t begin = work.begin + warp * kTokens;
 
     char* pipe = shared + warp * kWarpBytes;
     const std::uint32_t pipe_address = smem_address(pipe);
-    std::int64_t offset = token_offset(args, work, begin, end);
+    std::int64_t offset = work.first_offset;
     std::int32_t ahead = begin;
     const bool blocks_hold_groups = p.cache.block_size >= kTokens;
     const auto issue_next = [&](int to_stage) {
@@ -317,16 +318,20 @@ struct DecodeAttention {
     __shared__ bool last;
     const PagedAttentionParams& p = args.op;
     const std::int64_t first_index = work.index - work.item.split + work.first_split;
-    __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
+      // Releases what the thread block wrote and acquires what the others did.
       std::uint32_t* arrivals = args.arrivals + first_index * num_tiles + tile;
-      last = atomicAdd(arrivals, 1u) + 1 == static_cast<std::uint32_t>(work.num_splits);
+      std::uint32_t before;
+      asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
+                   : "=r"(before)
+                   : "l"(arrivals)
+                   : "memory");
+      last = before + 1 == static_cast<std::uint32_t>(work.num_splits);
       if (last) *arrivals = 0;
     }
     __syncthreads();
     if (!last) return;
-    __threadfence();
     for (int i = threadIdx.x; i < work.num_rows * kHeadDim; i += kThreads) {
       const int row = i / kHeadDim;
       const std::int64_t first = first_index * p.num_heads + work.first_head;
@@ -346,38 +351,68 @@ struct DecodeAttention {
     }
   }
 
+  // The w-th work item of the step, from its descriptor.
+  __device__ static Work make_work(const AttentionArgs& args, std::int32_t w, const int4& item,
+                                   std::int32_t group, std::int32_t num_tiles) {
+    const std::int32_t tiles_a_group = (group + kRows - 1) / kRows;
+    Work work;
+    work.index = w / num_tiles;
+    const std::int32_t tile = w % num_tiles;
+    work.item = {item.x, item.y, item.z, item.w};
+    work.kv_head = tile / tiles_a_group;
+    const std::int32_t first_row = tile % tiles_a_group * kRows;
+    work.first_head = work.kv_head * group + first_row;
+    work.num_rows = min(kRows, group - first_row);
+    work.start = window_start(work.item.length - 1, args.op.sliding_window);
+    const std::int32_t size = split_tokens(work.item.length);
+    work.first_split = work.start / size;
+    work.num_splits = (work.item.length + size - 1) / size - work.first_split;
+    work.begin = work.item.split * size;
+    work.end = min(work.begin + size, work.item.length);
+    // Groups before the window are skipped in whole rounds, so a group's warp never changes.
+    constexpr std::int32_t kRound = kWarps * kTokens;
+    work.begin += max(0, work.start - work.begin) / kRound * kRound;
+    const auto warp = static_cast<std::int32_t>(threadIdx.x / 32);
+    work.first_offset = token_offset(args, work, work.begin + warp * kTokens, work.end);
+    return work;
+  }
+
   __device__ static void run(const AttentionArgs& args, char* shared) {
+    allow_next();
     const PagedAttentionParams& p = args.op;
     const auto group = static_cast<std::int32_t>(p.num_heads / p.cache.num_kv_heads);
-    const std::int32_t tiles_a_group = (group + kRows - 1) / kRows;
-    const auto num_tiles = static_cast<std::int32_t>(p.cache.num_kv_heads) * tiles_a_group;
+    const std::int32_t num_tiles =
+        static_cast<std::int32_t>(p.cache.num_kv_heads) * ((group + kRows - 1) / kRows);
     const std::int32_t num_work = args.header->num_items * num_tiles;
-    for (std::int32_t w = blockIdx.x; w < num_work; w += gridDim.x) {
-      Work work;
-      work.index = w / num_tiles;
-      const std::int32_t tile = w % num_tiles;
-      const int4 item = __ldg(reinterpret_cast<const int4*>(args.items + work.index));
-      work.item = {item.x, item.y, item.z, item.w};
-      work.kv_head = tile / tiles_a_group;
-      const std::int32_t first_row = tile % tiles_a_group * kRows;
-      work.first_head = work.kv_head * group + first_row;
-      work.num_rows = min(kRows, group - first_row);
-      work.start = window_start(work.item.length - 1, p.sliding_window);
-      const std::int32_t size = split_tokens(work.item.length);
-      work.first_split = work.start / size;
-      work.num_splits = (work.item.length + size - 1) / size - work.first_split;
-      if (work.item.split < work.first_split) continue;
+    const int4* items = reinterpret_cast<const int4*>(args.items);
+    std::int32_t w = blockIdx.x;
+    if (w >= num_work) return await_inputs();
+    const auto step_of = static_cast<std::int32_t>(gridDim.x);
+    // Descriptors are loaded one item ahead, block table entries while the last item is merged.
+    Work work = make_work(args, w, __ldg(items + w / num_tiles), group, num_tiles);
+    await_inputs();
+    while (true) {
+      const std::int32_t next = w + step_of;
+      const int4 next_item = __ldg(items + min(next, num_work - 1) / num_tiles);
+      const bool live = work.item.split >= work.first_split;
       State state;
-      walk(args, work, shared, state);
-      merge_warps(args, work, shared, state);
-      if (work.num_splits > 1) merge_splits(args, work, num_tiles, tile);
-      __syncthreads();
+      if (live) walk(args, work, shared, state);
+      const Work next_work = make_work(args, min(next, num_work - 1), next_item, group, num_tiles);
+      if (live) {
+        merge_warps(args, work, shared, state);
+        if (work.num_splits > 1) merge_splits(args, work, num_tiles, w % num_tiles);
+        __syncthreads();
+      }
+      if (next >= num_work) return;
+      w = next;
+      work = next_work;
     }
   }
 };
 
 template <typename KV, int kHeadDim>
-__global__ void __launch_bounds__(DecodeAttention<KV, kHeadDim>::kThreads)
+__global__ void __launch_bounds__(DecodeAttention<KV, kHeadDim>::kThreads,
+                                  DecodeAttention<KV, kHeadDim>::kBlocksPerSm)
     decode_attention_kernel(const __grid_constant__ AttentionArgs args) {
   extern __shared__ __align__(128) char shared[];
   DecodeAttention<KV, kHeadDim>::run(args, shared);
@@ -398,8 +433,8 @@ void launch_decode_attention_as(const AttentionArgs& args, std::int64_t max_item
       max_items * args.op.cache.num_kv_heads * ceil_div(group, Kernel::kRows);
   const std::int64_t grid =
       std::min<std::int64_t>(num_work, args.num_sms * std::max(1, blocks_a_sm));
-  kernel<<<static_cast<unsigned>(grid), Kernel::kThreads, Kernel::kSharedBytes, stream>>>(args);
-  PAGEDCORE_CUDA_CHECK(cudaGetLastError());
+  launch_dependent(kernel, dim3(static_cast<unsigned>(grid)), Kernel::kThreads,
+                   Kernel::kSharedBytes, stream, args);
 }
 
 }  // namespace pagedcore::cuda

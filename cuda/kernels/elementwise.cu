@@ -9,6 +9,8 @@ constexpr int kThreads = 256;
 
 // One thread block per (token, kThreads * kVec columns): copies a row of the table.
 __global__ void embed_kernel(const __grid_constant__ EmbedParams p, bool vec) {
+  allow_next();
+  await_inputs();
   const std::int64_t token = blockIdx.x;
   const std::int64_t column = (std::int64_t{blockIdx.y} * kThreads + threadIdx.x) * kVec;
   if (column >= p.width) return;
@@ -26,6 +28,8 @@ __global__ void embed_kernel(const __grid_constant__ EmbedParams p, bool vec) {
 
 // One thread a vector: y = activation(gate) * up.
 __global__ void gated_activation_kernel(const __grid_constant__ GatedActivationParams p, bool vec) {
+  allow_next();
+  await_inputs();
   const std::int64_t row = blockIdx.x;
   const std::int64_t column = (std::int64_t{blockIdx.y} * kThreads + threadIdx.x) * kVec;
   if (column >= p.width) return;
@@ -39,6 +43,8 @@ __global__ void gated_activation_kernel(const __grid_constant__ GatedActivationP
 
 // One thread an element; the rows of y need not be dense.
 __global__ void bias_activation_kernel(const __grid_constant__ BiasActivationParams p) {
+  allow_next();
+  await_inputs();
   const std::int64_t column = std::int64_t{blockIdx.y} * kThreads + threadIdx.x;
   if (column >= p.width) return;
   const std::int64_t i = blockIdx.x * p.y_stride + column;
@@ -62,6 +68,8 @@ __device__ float block_sum(float v, float* shared) {
 __global__ void __launch_bounds__(kThreads)
     norm_kernel(const __grid_constant__ NormParams p, bool vec) {
   __shared__ float shared[kThreads / 32];
+  allow_next();
+  await_inputs();
   const std::int64_t row = p.rows == nullptr ? blockIdx.x : p.rows[blockIdx.x];
   const std::int64_t step = kThreads * kVec;
   const bool plain = p.kind == NormKind::kNone;
@@ -111,27 +119,26 @@ dim3 grid_of(std::int64_t rows, std::int64_t columns, std::int64_t columns_a_blo
 
 void launch_embed(const EmbedParams& p, cudaStream_t stream) {
   const bool vec = rows_allow_vectors(p.table, p.width) && rows_allow_vectors(p.y, p.width);
-  embed_kernel<<<grid_of(p.num_tokens, p.width, kThreads * kVec), kThreads, 0, stream>>>(p, vec);
-  PAGEDCORE_CUDA_CHECK(cudaGetLastError());
+  launch_dependent(embed_kernel, grid_of(p.num_tokens, p.width, kThreads * kVec), kThreads, 0,
+                   stream, p, vec);
 }
 
 void launch_gated_activation(const GatedActivationParams& p, cudaStream_t stream) {
   const bool vec = rows_allow_vectors(p.gate_up, p.width) && rows_allow_vectors(p.y, p.width);
-  gated_activation_kernel<<<grid_of(p.num_rows, p.width, kThreads * kVec), kThreads, 0, stream>>>(
-      p, vec);
-  PAGEDCORE_CUDA_CHECK(cudaGetLastError());
+  launch_dependent(gated_activation_kernel, grid_of(p.num_rows, p.width, kThreads * kVec), kThreads,
+                   0, stream, p, vec);
 }
 
 void launch_bias_activation(const BiasActivationParams& p, cudaStream_t stream) {
-  bias_activation_kernel<<<grid_of(p.num_rows, p.width, kThreads), kThreads, 0, stream>>>(p);
-  PAGEDCORE_CUDA_CHECK(cudaGetLastError());
+  launch_dependent(bias_activation_kernel, grid_of(p.num_rows, p.width, kThreads), kThreads, 0,
+                   stream, p);
 }
 
 void launch_norm(const NormParams& p, cudaStream_t stream) {
   const bool vec = rows_allow_vectors(p.x, p.width) && rows_allow_vectors(p.y, p.width) &&
                    rows_allow_vectors(p.weight, p.width) && rows_allow_vectors(p.bias, p.width);
-  norm_kernel<<<static_cast<unsigned>(p.num_rows), kThreads, 0, stream>>>(p, vec);
-  PAGEDCORE_CUDA_CHECK(cudaGetLastError());
+  launch_dependent(norm_kernel, dim3(static_cast<unsigned>(p.num_rows)), kThreads, 0, stream, p,
+                   vec);
 }
 
 }  // namespace pagedcore::cuda

@@ -44,43 +44,53 @@ __device__ inline void widen(const uint4& raw, float (&v)[8], __half) {
 }
 
 // Adds the products of two rows of weights with the rows of x: lane l takes vectors l, l + 32, ...
+// The first weights are on their way before the rows of x need be there.
 template <typename T, int kRows>
 __device__ void accumulate(const T* w0, const T* w1, const T* x, std::int64_t x_stride,
                            std::int64_t size, float (&sum)[2][kRows]) {
   constexpr int kSize = Vector<T>::kSize;
   constexpr std::int64_t kStep = 32 * kSize;
-  std::int64_t i = threadIdx.x % 32 * kSize;
-  const auto add = [&](const uint4& raw0, const uint4& raw1, std::int64_t at) {
-    float a0[kSize], a1[kSize], b[kSize];
-    widen(raw0, a0, T{});
-    widen(raw1, a1, T{});
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      widen(*reinterpret_cast<const uint4*>(x + r * x_stride + at), b, T{});
-#pragma unroll
-      for (int j = 0; j < kSize; ++j) {
-        sum[0][r] = fmaf(a0[j], b[j], sum[0][r]);
-        sum[1][r] = fmaf(a1[j], b[j], sum[1][r]);
-      }
-    }
-  };
-  for (; i + (kUnroll - 1) * kStep < size; i += kUnroll * kStep) {
-    uint4 raw0[kUnroll], raw1[kUnroll];
+  const std::int64_t last = size - kSize;
+  uint4 raw0[kUnroll], raw1[kUnroll];
+  const auto load = [&](std::int64_t at) {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      raw0[u] = load_once(w0 + i + u * kStep);
-      raw1[u] = load_once(w1 + i + u * kStep);
+      raw0[u] = load_once(w0 + min(at + u * kStep, last));
+      raw1[u] = load_once(w1 + min(at + u * kStep, last));
     }
+  };
+  std::int64_t i = threadIdx.x % 32 * kSize;
+  load(i);
+  await_inputs();
+  while (true) {
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) add(raw0[u], raw1[u], i + u * kStep);
+    for (int u = 0; u < kUnroll; ++u) {
+      const std::int64_t at = i + u * kStep;
+      if (at >= size) continue;
+      float a0[kSize], a1[kSize], b[kSize];
+      widen(raw0[u], a0, T{});
+      widen(raw1[u], a1, T{});
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        widen(*reinterpret_cast<const uint4*>(x + r * x_stride + at), b, T{});
+#pragma unroll
+        for (int j = 0; j < kSize; ++j) {
+          sum[0][r] = fmaf(a0[j], b[j], sum[0][r]);
+          sum[1][r] = fmaf(a1[j], b[j], sum[1][r]);
+        }
+      }
+    }
+    i += kUnroll * kStep;
+    if (i >= size) return;
+    load(i);
   }
-  for (; i < size; i += kStep) add(load_once(w0 + i), load_once(w1 + i), i);
 }
 
 // One warp per pair of outputs: two neighbours of one weight, or the gate and the up of one. Reads
 // each weight once. An output's sum has one order, whatever the number of rows up to kMaxRows.
 template <typename T, int kRows>
 __global__ void __launch_bounds__(kWarps * 32) gemv_kernel(const __grid_constant__ LinearParams p) {
+  allow_next();
   const bool gated = p.epilogue == LinearEpilogue::kGated;
   const int lane = threadIdx.x % 32;
   std::int64_t first = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
@@ -90,7 +100,7 @@ __global__ void __launch_bounds__(kWarps * 32) gemv_kernel(const __grid_constant
   while (which < p.num_weights && first >= p.weights[which].out_features) {
     first -= p.weights[which].out_features;
     y_offset += p.weights[which].out_features;
-    if (gated || ++which == p.num_weights) return;
+    if (gated || ++which == p.num_weights) return await_inputs();
   }
   const LinearWeight& weight = p.weights[which];
   const LinearWeight& other = gated ? p.weights[1] : weight;
@@ -124,20 +134,8 @@ void launch(const LinearParams& p, cudaStream_t stream) {
   std::int64_t outputs = 0;
   for (int i = 0; i < p.num_weights; ++i) outputs += p.weights[i].out_features;
   const auto grid = static_cast<unsigned>(ceil_div(outputs, 2 * kWarps));
-  switch (p.num_rows) {
-    case 1:
-      gemv_kernel<T, 1><<<grid, kWarps * 32, 0, stream>>>(p);
-      break;
-    case 2:
-      gemv_kernel<T, 2><<<grid, kWarps * 32, 0, stream>>>(p);
-      break;
-    case 3:
-      gemv_kernel<T, 3><<<grid, kWarps * 32, 0, stream>>>(p);
-      break;
-    default:
-      gemv_kernel<T, 4><<<grid, kWarps * 32, 0, stream>>>(p);
-      break;
-  }
+  const auto kernel = p.num_rows == 1 ? gemv_kernel<T, 1> : gemv_kernel<T, 2>;
+  launch_dependent(kernel, dim3(grid), kWarps * 32, 0, stream, p);
 }
 
 }  // namespace
@@ -169,7 +167,6 @@ void launch_gemv(const LinearParams& p, cudaStream_t stream) {
     default:
       launch<float>(p, stream);
   }
-  PAGEDCORE_CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace pagedcore::cuda

@@ -256,6 +256,8 @@ struct PrefillAttention {
   }
 
   __device__ static void run(const AttentionArgs& args, char* shared) {
+    allow_next();
+    await_inputs();
     const PagedAttentionParams& p = args.op;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const Work work = find_work(args, static_cast<std::int32_t>(blockIdx.y));
@@ -335,8 +337,7 @@ void launch_prefill_attention_as(const AttentionArgs& args, std::int64_t num_til
                                             Kernel::kSharedBytes));
   const dim3 grid(static_cast<unsigned>(args.op.cache.num_kv_heads),
                   static_cast<unsigned>(num_tiles));
-  kernel<<<grid, Kernel::kThreads, Kernel::kSharedBytes, stream>>>(args);
-  PAGEDCORE_CUDA_CHECK(cudaGetLastError());
+  launch_dependent(kernel, grid, Kernel::kThreads, Kernel::kSharedBytes, stream, args);
 }
 
 }  // namespace pagedcore::cuda

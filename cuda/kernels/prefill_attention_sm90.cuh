@@ -187,6 +187,15 @@ struct PrefillAttentionSm90 {
     }
   }
 
+  // The computing warpgroups take turns to issue their products, so that one's softmax runs while
+  // the tensor cores are busy with the other's.
+  __device__ static void await_turn(int group) {
+    asm volatile("bar.sync %0, 256;" ::"r"(2 + group) : "memory");
+  }
+  __device__ static void pass_turn(int group) {
+    asm volatile("bar.arrive %0, 256;" ::"r"(3 - group) : "memory");
+  }
+
   // One of the computing warpgroups.
   __device__ static void consume(const AttentionArgs& args, const Work& work, const Shared& s,
                                  std::int32_t begin) {
@@ -208,8 +217,11 @@ struct PrefillAttentionSm90 {
         work.context_len + (work.first_row + group * 64) / work.group;
     const std::int32_t full_window =
         p.sliding_window > 0 ? window_start(work.end - 1, p.sliding_window) : 0;
+    if (group == 1) pass_turn(group);
     sm90::barrier_wait(s.full(0, 0), 0);
+    await_turn(group);
     multiply_keys(s, 0, group, score);
+    pass_turn(group);
     sm90::mma_wait<0>();
     for (int tile = 0; begin < work.end; begin += kCols, ++tile) {
       const int stage = tile % kStages, parity = tile / kStages % 2;
@@ -221,6 +233,7 @@ struct PrefillAttentionSm90 {
         softmax<false>(args, begin, position, score, max, sum, out, weights);
       }
       sm90::barrier_wait(s.full(1, stage), parity);
+      await_turn(group);
       sm90::mma_fence();
 #pragma unroll
       for (int i = 0; i < kCols / 16; ++i) {
@@ -234,6 +247,7 @@ struct PrefillAttentionSm90 {
         sm90::barrier_wait(s.full(0, (tile + 1) % kStages), (tile + 1) / kStages % 2);
       }
       multiply_keys(s, (tile + 1) % kStages, group, score);
+      pass_turn(group);
       sm90::mma_wait<0>();
       if (lane == 0) sm90::barrier_arrive(s.empty(1, stage));
     }
@@ -255,6 +269,8 @@ struct PrefillAttentionSm90 {
   }
 
   __device__ static void run(const AttentionArgs& args, char* raw) {
+    allow_next();
+    await_inputs();
     const Shared s(raw);
     if (threadIdx.x == 0) {
       for (int kv = 0; kv < 2; ++kv) {
@@ -299,8 +315,7 @@ void launch_best_prefill_attention(const AttentionArgs& args, std::int64_t num_t
                                                 Kernel::kSharedBytes));
       const dim3 grid(static_cast<unsigned>(args.op.cache.num_kv_heads),
                       static_cast<unsigned>(num_tiles));
-      kernel<<<grid, Kernel::kThreads, Kernel::kSharedBytes, stream>>>(args);
-      PAGEDCORE_CUDA_CHECK(cudaGetLastError());
+      launch_dependent(kernel, grid, Kernel::kThreads, Kernel::kSharedBytes, stream, args);
       return;
     }
   }

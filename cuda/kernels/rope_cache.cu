@@ -8,13 +8,16 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kMaxHeadDim = 512;
-constexpr int kElements = kMaxHeadDim / 32;  // of one head, a lane
 
 // One warp per (token, head of q, k or v): per-head RMS norm, rotation, and the store to the query
 // or to the cache's slot. Grid (num_tokens, heads / kWarps); block kWarps * 32. Reads qkv once.
 // Method: rotary embedding, Su et al. 2021, pairs (i, i + rotary_dim / 2).
+// kElements: of one head, a lane.
+template <int kElements>
 __global__ void rope_and_cache_kernel(const __grid_constant__ RopeAndCacheParams p) {
-  __shared__ float shared[kWarps][kMaxHeadDim];
+  __shared__ float shared[kWarps][kElements * 32];
+  allow_next();
+  await_inputs();
   const int lane = threadIdx.x % 32;
   const std::int64_t num_kv_heads = p.cache.num_kv_heads;
   const std::int64_t num_heads = p.num_heads + 2 * num_kv_heads;
@@ -31,7 +34,8 @@ __global__ void rope_and_cache_kernel(const __grid_constant__ RopeAndCacheParams
 #pragma unroll
   for (int j = 0; j < kElements; ++j) {
     const int i = lane + 32 * j;
-    v[j] = i < head_dim ? load1(p.qkv, p.qkv_dtype, (token * num_heads + head) * head_dim + i) : 0;
+    v[j] = load1(p.qkv, p.qkv_dtype, (token * num_heads + head) * head_dim + min(i, head_dim - 1));
+    if (i >= head_dim) v[j] = 0.0f;
   }
   const void* norm = is_value ? nullptr : is_query ? p.q_norm : p.k_norm;
   if (norm != nullptr) {
@@ -94,8 +98,11 @@ void launch_rope_and_cache(const RopeAndCacheParams& p, cudaStream_t stream) {
   const std::int64_t num_heads = p.num_heads + 2 * p.cache.num_kv_heads;
   const dim3 grid(static_cast<unsigned>(p.num_tokens),
                   static_cast<unsigned>(ceil_div(num_heads, kWarps)));
-  rope_and_cache_kernel<<<grid, kWarps * 32, 0, stream>>>(p);
-  PAGEDCORE_CUDA_CHECK(cudaGetLastError());
+  const auto kernel = p.cache.head_dim <= 64    ? rope_and_cache_kernel<2>
+                      : p.cache.head_dim <= 128 ? rope_and_cache_kernel<4>
+                      : p.cache.head_dim <= 256 ? rope_and_cache_kernel<8>
+                                                : rope_and_cache_kernel<16>;
+  launch_dependent(kernel, grid, kWarps * 32, 0, stream, p);
 }
 
 }  // namespace pagedcore::cuda

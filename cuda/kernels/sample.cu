@@ -116,6 +116,7 @@ class Sampler {
   // The highest score, -infinity where there is none but NaN. Leaves each thread's own behind.
   __device__ float max_of(const float* scores) {
     std::uint32_t best = order_key(kNegativeInfinity);
+#pragma unroll 8
     for (std::int32_t i = threadIdx.x; i < size_; i += kThreads) {
       best = max(best, order_key(scores[i]));
     }
@@ -157,7 +158,7 @@ class Sampler {
     const float max = max_of(scores);
     if (max == kNegativeInfinity)
       return empty(task.allowed) ? 0 : args_.allowed[task.allowed.begin];
-    if (task.temperature == 0.0f || isinf(max)) return first_of(scores, max);
+    if (isinf(max)) return first_of(scores, max);
     const float scale = 1.0f / fmaxf(task.temperature, kMinTemperature);
     const bool limited = task.top_k > 0 && task.top_k < size_;
     if (limited && task.top_k <= kMaxSortedTop) return draw_of_top(task, scores, scale);
@@ -196,6 +197,26 @@ class Sampler {
       work_[seen.token] = score;
     }
     __syncthreads();
+  }
+
+  // The highest score's lowest id, in one pass.
+  __device__ TokenId highest(const SampleTask& task, const float* scores) {
+    constexpr int kUnroll = 8;
+    float best = kNegativeInfinity;
+    std::int32_t best_id = size_;
+    for (std::int32_t first = threadIdx.x; first < size_; first += kUnroll * kThreads) {
+      float x[kUnroll];
+#pragma unroll
+      for (int j = 0; j < kUnroll; ++j) x[j] = scores[min(first + j * kThreads, size_ - 1)];
+#pragma unroll
+      for (int j = 0; j < kUnroll; ++j) {
+        if (x[j] > best) best = x[j], best_id = min(first + j * kThreads, size_ - 1);
+      }
+    }
+    const std::uint32_t key = max_key(best_id < size_ ? order_key(best) : 0);
+    if (key == 0) return empty(task.allowed) ? 0 : args_.allowed[task.allowed.begin];
+    const bool mine = best_id < size_ && order_key(best) == key;
+    return static_cast<TokenId>(~max_key(mine ? ~static_cast<std::uint32_t>(best_id) : 0));
   }
 
   __device__ TokenId first_of(const float* scores, float max) {

@@ -16,6 +16,8 @@ __global__ void __launch_bounds__(kWarps * 32)
     simple_attention_kernel(const __grid_constant__ AttentionArgs args) {
   __shared__ float shared[kWarps][kMaxHeadDim];
   __shared__ float2 max_sum[kWarps];
+  allow_next();
+  await_inputs();
   const PagedAttentionParams& p = args.op;
   const ForwardBatch& b = args.batch;
   const auto token = static_cast<std::int32_t>(blockIdx.y);
@@ -96,8 +98,7 @@ void launch_simple_attention(const AttentionArgs& args, cudaStream_t stream) {
                     " on CUDA, got ", args.op.cache.head_dim);
   const dim3 grid(static_cast<unsigned>(args.op.num_heads),
                   static_cast<unsigned>(args.batch.num_tokens));
-  simple_attention_kernel<<<grid, kWarps * 32, 0, stream>>>(args);
-  PAGEDCORE_CUDA_CHECK(cudaGetLastError());
+  launch_dependent(simple_attention_kernel, grid, kWarps * 32, 0, stream, args);
 }
 
 }  // namespace pagedcore::cuda

@@ -25,7 +25,9 @@ def find_library() -> Path | None:
     """The C test library of a build with PAGEDCORE_CUDA=ON and PAGEDCORE_TESTS=ON."""
     named = os.environ.get("PAGEDCORE_CUDA_OPS")
     root = Path(__file__).resolve().parents[2]
-    places = [Path(named)] if named else sorted(root.glob("build/*/tests/cuda/libpagedcore_cuda_ops.so"))
+    places = (
+        [Path(named)] if named else sorted(root.glob("build/*/tests/cuda/libpagedcore_cuda_ops.so"))
+    )
     return next((p for p in places if p.exists()), None)
 
 
@@ -72,7 +74,9 @@ class Batch:
     keep: list = field(default_factory=list)
 
     def positions(self):
-        return [c + i for c, q in zip(self.context_lens, self.query_lens, strict=True) for i in range(q)]
+        return [
+            c + i for c, q in zip(self.context_lens, self.query_lens, strict=True) for i in range(q)
+        ]
 
     def slots(self):
         out = []
@@ -114,7 +118,13 @@ class Ops:
         self.lib.ops_error.restype = ctypes.c_char_p
         self.lib.ops_error.argtypes = [ctypes.c_void_p]
         self.lib.ops_close.argtypes = [ctypes.c_void_p]
-        self.lib.ops_call.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
+        self.lib.ops_call.argtypes = [
+            ctypes.c_void_p,
+            ctypes.c_char_p,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            ctypes.c_int,
+        ]
         self.lib.ops_allocate_host.argtypes = [ctypes.c_void_p, ctypes.c_int64]
         self.lib.ops_allocate_host.restype = ctypes.c_void_p
         self.lib.ops_free_host.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
@@ -143,7 +153,9 @@ class Ops:
         self.call("norm", [NORMS[norm], y.shape[0], y.shape[1], address(x), kind(x), address(rows),
                            address(weight), address(bias), kind(weight), address(y), kind(y)], [epsilon])  # fmt: skip
 
-    def linear_ints(self, x, weights, y, biases=None, epilogue="store", activation="none", in_out=False):
+    def linear_ints(
+        self, x, weights, y, biases=None, epilogue="store", activation="none", in_out=False
+    ):
         ints = [x.shape[0], x.shape[1], address(x), kind(x), x.stride(0), len(weights), EPILOGUES[epilogue],
                 ACTIVATIONS[activation], address(y), kind(y), y.stride(0)]  # fmt: skip
         for w, b in zip(weights, biases or [None] * len(weights), strict=True):
@@ -167,7 +179,9 @@ class Ops:
         self.call("stage", ints)
         batch.keep.clear()
 
-    def attention_args(self, query, out, cache, layer=0, scale=1.0, window=0, softcap=0.0, as_step=0):
+    def attention_args(
+        self, query, out, cache, layer=0, scale=1.0, window=0, softcap=0.0, as_step=0
+    ):
         return ([int(as_step), query.shape[1], address(query), kind(query), layer, window, address(out), kind(out),
                  *cache.ints()], [scale, softcap, *cache.floats()])  # fmt: skip
 
@@ -229,7 +243,9 @@ def gather(cache: Cache, layer, table, length):
 def reference_attention(query, cache, batch: Batch, layer=0, scale=1.0, window=0, softcap=0.0):
     """Float64 attention of a batch from the rounded inputs: [tokens, heads, dim]."""
     outs, start = [], 0
-    for q_len, context, table in zip(batch.query_lens, batch.context_lens, batch.tables, strict=True):
+    for q_len, context, table in zip(
+        batch.query_lens, batch.context_lens, batch.tables, strict=True
+    ):
         if q_len == 0:
             continue
         q = query[start : start + q_len].to(torch.float64)

@@ -11,7 +11,9 @@ LIMIT = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 5e-3, "fp8_e4m3": 1e-3}
 LENGTHS = [1, 2, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 255, 257, 512, 1000, 1025, 2049, 4097]
 
 
-def make_case(dtype, head_dim, kv_heads, group, block_size, query_lens, context_lens, seed=0, q_dtype=None):
+def make_case(
+    dtype, head_dim, kv_heads, group, block_size, query_lens, context_lens, seed=0, q_dtype=None
+):
     """Random queries and a cache whose every slot outside the sequences is NaN, tables permuted."""
     g = torch.Generator().manual_seed(seed)
     total = [c + q for c, q in zip(context_lens, query_lens, strict=True)]
@@ -29,22 +31,30 @@ def make_case(dtype, head_dim, kv_heads, group, block_size, query_lens, context_
     for table, t in zip(tables, total, strict=True):
         for index, block in enumerate(table):
             used = min(block_size, t - index * block_size)
-            wide[block, 1, :, :, :used] = torch.randn(2, kv_heads, used, head_dim, device="cuda", generator=cuda)
+            wide[block, 1, :, :, :used] = torch.randn(
+                2, kv_heads, used, head_dim, device="cuda", generator=cuda
+            )
     cache = Cache(wide.to(TORCH[dtype]))
     if dtype == "fp8_e4m3":
         cache.k_scale, cache.v_scale = 0.5, 2.0
     q_dtype = q_dtype or ("bfloat16" if dtype == "fp8_e4m3" else dtype)
-    query = torch.randn(sum(query_lens), kv_heads * group, head_dim, device="cuda", generator=cuda).to(TORCH[q_dtype])
+    query = torch.randn(
+        sum(query_lens), kv_heads * group, head_dim, device="cuda", generator=cuda
+    ).to(TORCH[q_dtype])
     stride = max(counts) + 2
     return query, cache, Batch(query_lens, context_lens, tables, block_size, stride)
 
 
-def check(ops, case, window=0, softcap=0.0, as_step=False, limit=None, dtype="bfloat16", scale=None):
+def check(
+    ops, case, window=0, softcap=0.0, as_step=False, limit=None, dtype="bfloat16", scale=None
+):
     query, cache, batch = case
     scale = scale or 1 / math.sqrt(query.shape[2])
     out = torch.full_like(query, torch.nan)
     ops.stage(batch)
-    ops.paged_attention(query, out, cache, layer=1, scale=scale, window=window, softcap=softcap, as_step=as_step)
+    ops.paged_attention(
+        query, out, cache, layer=1, scale=scale, window=window, softcap=softcap, as_step=as_step
+    )
     reference = reference_attention(query, cache, batch, 1, scale, window, softcap)
     error = relative_error(out, reference)
     if query.dtype == torch.bfloat16:
@@ -61,7 +71,11 @@ HEADS = [(1, 1), (2, 4), (2, 5), (1, 7), (2, 8), (1, 16), (1, 20)]
 @pytest.mark.parametrize(("kv_heads", "group"), HEADS)
 def test_decode_equals_the_reference_for_ragged_lengths(ops, dtype, head_dim, kv_heads, group):
     lens = LENGTHS
-    check(ops, make_case(dtype, head_dim, kv_heads, group, 16, [1] * len(lens), [n - 1 for n in lens]), dtype=dtype)
+    check(
+        ops,
+        make_case(dtype, head_dim, kv_heads, group, 16, [1] * len(lens), [n - 1 for n in lens]),
+        dtype=dtype,
+    )
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "fp8_e4m3"])
@@ -115,7 +129,9 @@ def test_a_sliding_window_hides_what_lies_before_it(ops, dtype, window):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_softcap_bounds_the_scores(ops, dtype):
     case = make_case(dtype, 128, 2, 4, 16, [1, 100, 1], [900, 33, 17])
-    check(ops, case, softcap=5.0, scale=1.0, dtype=dtype, limit=2e-5 if dtype == "float32" else None)
+    check(
+        ops, case, softcap=5.0, scale=1.0, dtype=dtype, limit=2e-5 if dtype == "float32" else None
+    )
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

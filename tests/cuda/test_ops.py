@@ -43,7 +43,10 @@ def test_embed_copies_or_adds_rows(ops, dtype, width, accumulate):
 
 @pytest.mark.parametrize("width", [8, 20, 576, 2048, 12288])
 @pytest.mark.parametrize("norm", ["rms", "layer", "none"])
-@pytest.mark.parametrize(("x_dtype", "y_dtype"), [("float32", "bfloat16"), ("float32", "float32"), ("float16", "float16")])
+@pytest.mark.parametrize(
+    ("x_dtype", "y_dtype"),
+    [("float32", "bfloat16"), ("float32", "float32"), ("float16", "float16")],
+)
 def test_norm_equals_the_reference(ops, norm, width, x_dtype, y_dtype):
     x = randn(17, width, dtype=x_dtype) * 3 + 0.5
     weight, bias = randn(width, dtype=y_dtype, seed=1), randn(width, dtype=y_dtype, seed=2)
@@ -74,7 +77,10 @@ def test_linear_equals_the_reference(ops, rows, dtype, shape, with_bias, epilogu
     x = randn(rows, k, dtype=dtype)
     weights = [randn(n, k, dtype=dtype, seed=n + i) / math.sqrt(k) for i, n in enumerate(outs)]
     biases = [randn(n, dtype=dtype, seed=n + i) if with_bias else None for i, n in enumerate(outs)]
-    parts = [x.double() @ w.double().T + (0 if b is None else b.double()) for w, b in zip(weights, biases, strict=True)]
+    parts = [
+        x.double() @ w.double().T + (0 if b is None else b.double())
+        for w, b in zip(weights, biases, strict=True)
+    ]
     if epilogue == "gated":
         y, expected = poisoned(rows, outs[0], dtype=dtype), act("silu", parts[0]) * parts[1]
         ops.linear(x, weights, y, biases, epilogue, "silu")
@@ -121,7 +127,15 @@ def test_linear_gives_float32_logits_of_16_bit_weights(ops, rows):
 
 
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
-@pytest.mark.parametrize(("dtype", "cache_dtype"), [("float32", "float32"), ("bfloat16", "bfloat16"), ("float16", "float16"), ("bfloat16", "fp8_e4m3")])
+@pytest.mark.parametrize(
+    ("dtype", "cache_dtype"),
+    [
+        ("float32", "float32"),
+        ("bfloat16", "bfloat16"),
+        ("float16", "float16"),
+        ("bfloat16", "fp8_e4m3"),
+    ],
+)
 @pytest.mark.parametrize("rotary", [1.0, 0.5, 0.0])
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_rope_and_cache_rotates_and_stores(ops, head_dim, dtype, cache_dtype, rotary, qk_norm):
@@ -133,8 +147,12 @@ def test_rope_and_cache_rotates_and_stores(ops, head_dim, dtype, cache_dtype, ro
     slots[4] = -1
     angles = torch.rand(500, max(1, rotary_dim // 2), device="cuda") * 6
     cos_sin = torch.cat([angles.cos(), angles.sin()], 1).contiguous() if rotary_dim else None
-    q_norm, k_norm = (randn(head_dim, dtype=dtype, seed=s) for s in (3, 4)) if qk_norm else (None, None)
-    data = torch.full((5, 3, 2, kv_heads, size, head_dim), 7.0, device="cuda").to(TORCH[cache_dtype])
+    q_norm, k_norm = (
+        (randn(head_dim, dtype=dtype, seed=s) for s in (3, 4)) if qk_norm else (None, None)
+    )
+    data = torch.full((5, 3, 2, kv_heads, size, head_dim), 7.0, device="cuda").to(
+        TORCH[cache_dtype]
+    )
     cache = Cache(data, 0.5, 2.0) if cache_dtype == "fp8_e4m3" else Cache(data)
     query = poisoned(tokens, heads, head_dim, dtype=dtype)
     ops.rope_and_cache(qkv, positions, slots, query, cache, 1, cos_sin, rotary_dim, q_norm, k_norm)
@@ -153,7 +171,12 @@ def test_rope_and_cache_rotates_and_stores(ops, head_dim, dtype, cache_dtype, ro
         return torch.cat([a * c - b * s, b * c + a * s, rest], -1)
 
     assert relative_error(query, turn(q, q_norm)) < LIMIT[dtype]
-    stored = data.to(torch.float32).double()[:, 1].permute(1, 0, 3, 2, 4).reshape(2, 5 * size, kv_heads, head_dim)
+    stored = (
+        data.to(torch.float32)
+        .double()[:, 1]
+        .permute(1, 0, 3, 2, 4)
+        .reshape(2, 5 * size, kv_heads, head_dim)
+    )
     keep = slots >= 0
     limit = {"fp8_e4m3": 4e-2}.get(cache_dtype) or LIMIT[cache_dtype]
     assert relative_error(stored[0][slots[keep]] * cache.k_scale, turn(k, k_norm)[keep]) < limit

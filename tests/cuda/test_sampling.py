@@ -32,7 +32,10 @@ def test_greedy_takes_the_highest_and_of_equals_the_lowest(ops, vocab):
 @pytest.mark.parametrize("vocab", [50, 32000, 128256])
 def test_logprobs_ranks_and_top_tokens_are_the_models(ops, vocab):
     logits = logits_of(3, vocab)
-    rows = [{"logit_row": i, "num_top": 20, "temperature": 0.7, "seed": i, "top_p": 0.9} for i in range(3)]
+    rows = [
+        {"logit_row": i, "num_top": 20, "temperature": 0.7, "seed": i, "top_p": 0.9}
+        for i in range(3)
+    ]
     tokens, logprobs, ranks, top, top_logprobs = ops.sample(logits, rows, max_top=20)
     exact = torch.log_softmax(logits.double(), -1).cpu()
     values, ids = exact.topk(20)
@@ -71,7 +74,9 @@ def allowed_set(row, top_k=0, top_p=1.0, min_p=0.0):
 def test_draws_stay_in_the_set_and_follow_the_distribution(ops, settings):
     row = logits_of(1, 5000, seed=3)
     draws = 20000
-    tokens, *_ = ops.sample(row, [{"temperature": 1.0, "seed": 7, "position": i, **settings} for i in range(draws)])
+    tokens, *_ = ops.sample(
+        row, [{"temperature": 1.0, "seed": 7, "position": i, **settings} for i in range(draws)]
+    )
     ids, p = allowed_set(row[0].cpu(), **settings)
     counts = torch.bincount(tokens.long(), minlength=5000).double()
     outside = counts.clone()
@@ -130,7 +135,10 @@ def test_allowed_banned_and_given_tokens(ops):
 
 def test_a_row_draws_the_same_token_alone_and_among_others(ops):
     logits = logits_of(4, 32000)
-    rows = [{"logit_row": i % 4, "temperature": 1.0, "top_p": 0.9, "seed": 3, "position": i} for i in range(300)]
+    rows = [
+        {"logit_row": i % 4, "temperature": 1.0, "top_p": 0.9, "seed": 3, "position": i}
+        for i in range(300)
+    ]
     together, *_ = ops.sample(logits, rows)
     for i in (0, 7, 150, 299):
         alone, *_ = ops.sample(logits, [rows[i]])

@@ -30,7 +30,14 @@ def test_sanitized_other_ops(ops):
     logits = torch.randn(3, 5000, device="cuda")
     rows = [
         {"logit_row": 0},
-        {"logit_row": 1, "temperature": 1.0, "top_p": 0.9, "num_top": 5, "seen": [(1, 1)], "repetition_penalty": 1.2},
+        {
+            "logit_row": 1,
+            "temperature": 1.0,
+            "top_p": 0.9,
+            "num_top": 5,
+            "seen": [(1, 1)],
+            "repetition_penalty": 1.2,
+        },
         {"logit_row": 2, "temperature": 1.0, "top_k": 40},
     ]
     ops.sample(logits, rows, max_top=5)
