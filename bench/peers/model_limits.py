@@ -26,7 +26,7 @@ def step_seconds(
     weights_bytes = 2 * (layers + lm_head)
     kv_bytes = 4 * shape["num_key_value_heads"] * shape["head_dim"] * shape["num_hidden_layers"]
     decode_context = context if tokens == rows else 0
-    seconds_bytes = (weights_bytes + kv_bytes * decode_context) / (limits["dram_read_gb_s"] * 1e9)
+    seconds_bytes = (weights_bytes + kv_bytes * decode_context) / (limits["dram_gb_s"] * 1e9)
     return max(flops / (limits["bf16_gflop_s"] * 1e9), seconds_bytes)
 
 

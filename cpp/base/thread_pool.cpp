@@ -12,7 +12,9 @@ namespace {
 
 // Long enough to bridge the serial parts of a step, short enough not to be seen in `top`.
 constexpr std::chrono::microseconds kSpinTime{200};
-constexpr int kPollsPerClockRead = 64;
+constexpr int kPollsPerClockRead = 1024;
+// On a busy machine the awaited thread may be waiting for this very processor.
+constexpr int kPollsPerYield = 4096;
 
 void pause_briefly() { std::atomic_signal_fence(std::memory_order_seq_cst); }
 
@@ -51,7 +53,10 @@ void ThreadPool::run_erased(Task task, void* context) {
     wake_.notify_all();
   }
   task(context, 0);
-  while (num_running_.load(std::memory_order_acquire) != 0) pause_briefly();
+  for (int polls = 1; num_running_.load(std::memory_order_acquire) != 0; ++polls) {
+    pause_briefly();
+    if (polls % kPollsPerYield == 0) std::this_thread::yield();
+  }
 }
 
 std::uint32_t ThreadPool::await_round(std::uint32_t seen) {
@@ -62,6 +67,7 @@ std::uint32_t ThreadPool::await_round(std::uint32_t seen) {
       if (round != seen) return round;
       pause_briefly();
     }
+    std::this_thread::yield();
   } while (std::chrono::steady_clock::now() < deadline);
 
   std::unique_lock<std::mutex> lock(mutex_);

@@ -268,6 +268,7 @@ void bind_ops(py::module_& m) {
   ops.def("gated_activation", &gated_activation, py::arg("backend"), py::arg("activation"),
           py::arg("gate_up"), py::arg("y"), py::arg("dtype") = "", py::arg("y_dtype") = "");
   ops.def("copy_blocks", &copy_blocks);
+  bind_linear(ops);
 }
 
 }  // namespace pagedcore::bindings

@@ -13,6 +13,7 @@ void bind_memory(py::module_& m);
 void bind_scheduler(py::module_& m);
 void bind_backend(py::module_& m);
 void bind_ops(py::module_& m);
+void bind_linear(py::module_& ops);
 void bind_model(py::module_& m);
 void bind_sampling(py::module_& m);
 void bind_engine(py::module_& m);

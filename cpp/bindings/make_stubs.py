@@ -1,4 +1,4 @@
-"""Writes python/pagedcore/_core.pyi from the built module: pybind11-stubgen, then made plain.
+"""Writes the stubs of pagedcore._core from the built module: pybind11-stubgen, then made plain.
 
 Run from the repository's root: PYTHONPATH=python python cpp/bindings/make_stubs.py
 """
@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-STUBS = Path("python/pagedcore/_core.pyi")
+STUBS = Path("python/pagedcore/_core")
 
 # What the signatures of Python objects built by hand cannot say.
 _PLACES = "list[list[tuple[int, float, int]]] | None"
@@ -27,11 +27,15 @@ TYPES = {
 }
 
 
-def generate() -> str:
+def generate() -> dict[str, str]:
+    """File names to stubs: one for the module, one for each module inside."""
     with tempfile.TemporaryDirectory() as folder:
         command = ["pybind11_stubgen", "pagedcore._core", "-o", folder]
         subprocess.run([sys.executable, "-m", *command], check=True, capture_output=True)
-        return (Path(folder) / "pagedcore" / "_core.pyi").read_text()
+        found = Path(folder) / "pagedcore"
+        if (found / "_core.pyi").is_file():
+            return {"__init__.pyi": (found / "_core.pyi").read_text()}
+        return {path.name: path.read_text() for path in (found / "_core").glob("*.pyi")}
 
 
 def tidy(text: str) -> str:
@@ -53,7 +57,21 @@ def tidy(text: str) -> str:
     text = re.sub(r"(?<=-> )(list|dict|tuple)(?=:)", r"\1[typing.Any]", text)
     text = re.sub(r"(?<=[:>] )(dict|tuple)(?=[,)])", r"\1[typing.Any, typing.Any]", text)
     text = text.replace("numpy.ndarray[", "numpy.typing.NDArray[")
+    text = "\n".join(valid_parameters(line) for line in text.split("\n"))
     return "".join(typed_classes(text))
+
+
+def valid_parameters(line: str) -> str:
+    """Drops defaults that stand before a parameter without one, which Python does not allow."""
+    found = re.match(r"( *def \w+\()(.*)(\) -> .*)", line)
+    if not found or "*," in found.group(2):
+        return line
+    parameters = re.split(r", (?=\w+:|self)", found.group(2))
+    required = [i for i, p in enumerate(parameters) if " = " not in p]
+    kept = [
+        p.split(" = ")[0] if i < max(required, default=0) else p for i, p in enumerate(parameters)
+    ]
+    return found.group(1) + ", ".join(kept) + found.group(3)
 
 
 def typed_classes(text: str):
@@ -68,8 +86,10 @@ def typed_classes(text: str):
 
 
 def main() -> None:
-    STUBS.write_text(tidy(generate()))
-    subprocess.run(["ruff", "check", "-q", "--fix", "--select", "I,F401", STUBS], check=False)
+    STUBS.mkdir(exist_ok=True)
+    for name, text in generate().items():
+        (STUBS / name).write_text(tidy(text))
+    subprocess.run(["ruff", "check", "-q", "--fix", "--select", "I,F401,UP", STUBS], check=False)
     subprocess.run(["ruff", "format", "-q", STUBS], check=True)
 
 

@@ -8,8 +8,8 @@ PYBIND11_MODULE(_core, m) {
   bind_memory(m);
   bind_scheduler(m);
   bind_backend(m);
-  bind_ops(m);
   bind_model(m);
+  bind_ops(m);  // after the enums of its arguments
   bind_sampling(m);
   bind_engine(m);
 }

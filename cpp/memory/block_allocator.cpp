@@ -5,7 +5,7 @@
 namespace pagedcore {
 
 BlockAllocator::BlockAllocator(std::int32_t num_blocks) : num_blocks_(num_blocks) {
-  PAGEDCORE_REQUIRE(num_blocks >= 1, "num_blocks must be at least 1, got ", num_blocks);
+  PAGEDCORE_REQUIRE(num_blocks >= 0, "num_blocks must not be negative, got ", num_blocks);
   blocks_.resize(num_blocks + 1);
   blocks_[num_blocks].prev = blocks_[num_blocks].next = num_blocks;
   for (BlockId block = num_blocks - 1; block >= 0; --block) link(block);
@@ -17,6 +17,7 @@ std::optional<BlockId> BlockAllocator::try_allocate() {
   unlink(block);
   if (blocks_[block].reusable) evict(block);
   blocks_[block].refs = 1;
+  blocks_[block].last_use = now_;
   return block;
 }
 
@@ -26,6 +27,7 @@ bool BlockAllocator::try_allocate(BlockId block) {
   unlink(block);
   if (blocks_[block].reusable) evict(block);
   blocks_[block].refs = 1;
+  blocks_[block].last_use = now_;
   return true;
 }
 
@@ -35,12 +37,14 @@ void BlockAllocator::retain(BlockId block) {
                     " is free: nobody holds it and its content is not reusable");
   if (!is_held(block)) unlink(block);
   ++blocks_[block].refs;
+  blocks_[block].last_use = now_;
 }
 
 void BlockAllocator::release(BlockId block) {
   check_id(block, "release");
   PAGEDCORE_REQUIRE(blocks_[block].refs > 0, "release: block ", block, " has no reference to drop");
   --blocks_[block].refs;
+  blocks_[block].last_use = now_;
   if (!is_held(block)) link(block);
 }
 

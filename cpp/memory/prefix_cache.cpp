@@ -146,11 +146,12 @@ PrefixMatch PrefixCache::match(std::span<const TokenId> tokens, std::string_view
   return found == salts_.end() ? PrefixMatch{} : match(tokens, found->second);
 }
 
-PrefixMatch PrefixCache::match(std::span<const TokenId> tokens, SaltId salt) const {
+PrefixMatch PrefixCache::match_behind(BlockId parent, std::span<const TokenId> tokens,
+                                      SaltId salt) const {
   PrefixMatch match;
   if (tokens.empty()) return match;
   tokens = tokens.first(tokens.size() - 1);
-  BlockId parent = root_ref(salt);
+  if (parent == kNoParent) parent = root_ref(salt);
   while (tokens.size() >= static_cast<std::size_t>(block_size_)) {
     const auto head = tokens.first(block_size_);
     const BlockId block = find_full(parent, chain(hash_of(parent), head), head);
@@ -167,8 +168,7 @@ PrefixMatch PrefixCache::match(std::span<const TokenId> tokens, SaltId salt) con
 
 bool PrefixCache::try_acquire(const PrefixMatch& match, BlockTable& table,
                               std::vector<BlockCopy>& copies) {
-  PAGEDCORE_REQUIRE(table.num_blocks() == 0, "try_acquire: the table must be empty, it holds ",
-                    table.num_blocks(), " blocks");
+  const std::int64_t num_tokens_before = table.num_slots();
   for (const BlockId block : match.blocks) table.append_shared(block);
   if (match.partial_tokens == 0) return true;
   const BlockId src = match.partial_block;
@@ -180,7 +180,7 @@ bool PrefixCache::try_acquire(const PrefixMatch& match, BlockTable& table,
   const std::optional<BlockId> dst = allocator_.try_allocate();
   allocator_.unpin(src);
   if (!dst) {
-    table.clear();
+    table.truncate(num_tokens_before);
     return false;
   }
   table.append_owned(*dst);

@@ -15,6 +15,12 @@ SchedulerCore::SchedulerCore(const SchedulerConfig& config, std::shared_ptr<KvMa
                     config.max_num_batched_tokens);
   PAGEDCORE_REQUIRE(config.max_model_len >= 1, "max_model_len must be at least 1, got ",
                     config.max_model_len);
+  PAGEDCORE_REQUIRE(config.watermark >= 0 && config.watermark < 1,
+                    "watermark must be in [0, 1), got ", config.watermark);
+  PAGEDCORE_REQUIRE(config.headroom_tokens >= 0, "headroom_tokens must not be negative, got ",
+                    config.headroom_tokens);
+  PAGEDCORE_REQUIRE(config.max_waiting >= 0, "max_waiting must not be negative, got ",
+                    config.max_waiting);
   running_.reserve(config.max_num_seqs);
   plan_.spans.reserve(config.max_num_seqs);
   for (std::int32_t row = config.max_num_seqs - 1; row >= 0; --row) free_rows_.push_back(row);
@@ -25,10 +31,9 @@ SchedulerCore::~SchedulerCore() {
   for (const auto& [id, group] : groups_) kv_->release_salt(group->salt_);
 }
 
-void SchedulerCore::require_feasible(const GroupSpec& spec) const {
-  const auto prompt_tokens = static_cast<std::int64_t>(spec.prompt.size());
-  PAGEDCORE_REQUIRE(prompt_tokens >= 1, "the prompt must have at least one token");
-  PAGEDCORE_REQUIRE(prompt_tokens <= config_.max_model_len, "the prompt has ", prompt_tokens,
+void SchedulerCore::require_feasible(const GroupSpec& spec, std::int64_t num_tokens) const {
+  PAGEDCORE_REQUIRE(num_tokens >= 1, "the prompt must have at least one token");
+  PAGEDCORE_REQUIRE(num_tokens <= config_.max_model_len, "the prompt has ", num_tokens,
                     " tokens, max_model_len is ", config_.max_model_len);
   PAGEDCORE_REQUIRE(spec.max_total_tokens >= 0, "max_total_tokens must not be negative, got ",
                     spec.max_total_tokens);
@@ -44,20 +49,36 @@ void SchedulerCore::require_feasible(const GroupSpec& spec) const {
   const std::int32_t total =
       spec.max_total_tokens > 0 ? spec.max_total_tokens : config_.max_model_len;
   const std::int32_t needed =
-      kv_->min_blocks(static_cast<std::int32_t>(prompt_tokens), spec.num_sequences, total);
-  PAGEDCORE_REQUIRE(needed <= config_.num_blocks, "the request can never fit: ", prompt_tokens,
+      kv_->min_blocks(static_cast<std::int32_t>(num_tokens), spec.num_sequences, total);
+  const std::int32_t num_blocks = kv_->allocator().num_blocks();
+  PAGEDCORE_REQUIRE(needed <= num_blocks, "the request can never fit: ", num_tokens,
                     " prompt tokens and the first output of ", spec.num_sequences,
-                    " sequence(s) take ", needed, " blocks of ", config_.block_size,
-                    " tokens, the KV cache has ", config_.num_blocks);
-}
-
-Sequence& SchedulerCore::add(const GroupSpec& spec) {
-  require_feasible(spec);
+                    " sequence(s) take ", needed, " blocks of ", kv_->block_size(),
+                    " tokens, the KV cache has ", num_blocks);
+  const auto quota = quotas_.find(std::string(spec.tenant));
+  PAGEDCORE_REQUIRE(quota == quotas_.end() || needed <= quota->second,
+                    "the request can never fit: it takes ", needed, " blocks of ",
+                    kv_->block_size(), " tokens, the quota of tenant '", spec.tenant, "' is ",
+                    quota->second);
   if (config_.max_waiting > 0 &&
       static_cast<std::int32_t>(waiting_.size()) >= config_.max_waiting) {
     throw QueueFull(detail::concat("the waiting queue is full: ", waiting_.size(),
                                    " requests wait, max_waiting is ", config_.max_waiting));
   }
+}
+
+std::unique_ptr<Sequence> SchedulerCore::make_sequence(SequenceGroup& group,
+                                                       std::vector<TokenId> tokens,
+                                                       std::int32_t num_prompt_tokens) {
+  auto sequence =
+      std::make_unique<Sequence>(next_sequence_id_++, group, std::move(tokens), num_prompt_tokens,
+                                 kv_->make_table(), kv_->make_host_table());
+  sequences_.emplace(sequence->id_, sequence.get());
+  return sequence;
+}
+
+Sequence& SchedulerCore::enqueue(const GroupSpec& spec, std::vector<TokenId> tokens,
+                                 std::int32_t num_prompt_tokens) {
   auto group = std::make_unique<SequenceGroup>();
   group->request_id_ = spec.request_id;
   group->arrival_ = next_arrival_++;
@@ -69,13 +90,61 @@ Sequence& SchedulerCore::add(const GroupSpec& spec) {
   group->reads_prefix_cache_ = spec.read_prefix_cache;
   group->tenant_ = spec.tenant;
   group->enqueued_step_ = step_;
-  group->sequences_.push_back(std::make_unique<Sequence>(
-      next_sequence_id_++, *group, std::vector<TokenId>(spec.prompt.begin(), spec.prompt.end()),
-      static_cast<std::int32_t>(spec.prompt.size()), kv_->make_table()));
+  group->sequences_.push_back(make_sequence(*group, std::move(tokens), num_prompt_tokens));
   group->salt_ = kv_->acquire_salt(spec.cache_salt);
   Sequence& sequence = *group->sequences_[0];
   waiting_.emplace(key(*group), group.get());
   groups_.emplace(spec.request_id, std::move(group));
+  return sequence;
+}
+
+Sequence& SchedulerCore::add(const GroupSpec& spec) {
+  require_feasible(spec, static_cast<std::int64_t>(spec.prompt.size()));
+  return enqueue(spec, std::vector<TokenId>(spec.prompt.begin(), spec.prompt.end()),
+                 static_cast<std::int32_t>(spec.prompt.size()));
+}
+
+Sequence& SchedulerCore::fork_request(Sequence& parent, std::int32_t num_tokens,
+                                      const GroupSpec& spec) {
+  PAGEDCORE_REQUIRE(!plan_is_open_, "fork_request: the last plan is not committed");
+  PAGEDCORE_REQUIRE(num_tokens >= 1 && num_tokens <= parent.num_tokens(),
+                    "fork_request: num_tokens must be in [1, ", parent.num_tokens(), "], got ",
+                    num_tokens);
+  std::vector<TokenId> tokens(parent.tokens_.begin(), parent.tokens_.begin() + num_tokens);
+  tokens.insert(tokens.end(), spec.prompt.begin(), spec.prompt.end());
+  const auto total = static_cast<std::int32_t>(tokens.size());
+  require_feasible(spec, total);
+  Sequence& child = enqueue(spec, std::move(tokens), total);
+  // KV is shared only within one salt, and not where the caller wants every position computed.
+  const bool shares = parent.waits_for_ == nullptr && parent.host_table_.num_blocks() == 0 &&
+                      child.group_->salt_ == parent.group_->salt_ && spec.read_prefix_cache;
+  child.num_computed_ = shares ? std::min({num_tokens, parent.num_computed_, total - 1}) : 0;
+  child.max_computed_ = child.num_computed_;
+  if (child.num_computed_ > 0) {
+    kv_->fork(parent, child, pending_copies_);
+    set_waits_with_blocks(*child.group_, true);
+  }
+  return child;
+}
+
+Sequence& SchedulerCore::restore(const GroupSpec& spec, std::span<const TokenId> tokens,
+                                 std::int32_t num_computed) {
+  PAGEDCORE_REQUIRE(!plan_is_open_, "restore: the last plan is not committed");
+  const auto total = static_cast<std::int32_t>(tokens.size());
+  PAGEDCORE_REQUIRE(num_computed >= 0 && num_computed < total,
+                    "restore: num_computed must be in [0, ", total, "), got ", num_computed);
+  PAGEDCORE_REQUIRE(spec.prompt.size() <= tokens.size() &&
+                        std::equal(spec.prompt.begin(), spec.prompt.end(), tokens.begin()),
+                    "restore: tokens must begin with the prompt");
+  require_feasible(spec, total);
+  Sequence& sequence = enqueue(spec, std::vector<TokenId>(tokens.begin(), tokens.end()),
+                               static_cast<std::int32_t>(spec.prompt.size()));
+  if (num_computed > 0 && kv_->try_extend(sequence, num_computed, pending_copies_)) {
+    sequence.num_computed_ = sequence.max_computed_ = num_computed;
+    sequence.writable_end_ = 0;
+    sequence.num_registered_blocks_ = -1;  // what a file held is not served to other requests
+    set_waits_with_blocks(*sequence.group_, true);
+  }
   return sequence;
 }
 
@@ -91,29 +160,24 @@ void SchedulerCore::give_row_back(Sequence& sequence) {
   sequence.row_ = -1;
 }
 
-void SchedulerCore::append_token(Sequence& sequence, TokenId token) {
-  sequence.tokens_.push_back(token);
-}
-
 Sequence& SchedulerCore::fork(Sequence& sequence, std::int32_t num_tokens) {
   SequenceGroup& group = *sequence.group_;
   PAGEDCORE_REQUIRE(!plan_is_open_, "fork: the last plan is not committed");
-  PAGEDCORE_REQUIRE(group.state_ == GroupState::kRunning, "fork: request ", group.request_id_,
-                    " is not running");
+  PAGEDCORE_REQUIRE(group.state_ == GroupState::kRunning && sequence.row_ >= 0, "fork: sequence ",
+                    sequence.id_, " is not running");
   PAGEDCORE_REQUIRE(group.num_live() < group.num_sequences_, "fork: request ", group.request_id_,
                     " was added for ", group.num_sequences_, " sequences and has as many");
   PAGEDCORE_REQUIRE(num_tokens >= 1 && num_tokens <= sequence.num_tokens(),
                     "fork: num_tokens must be in [1, ", sequence.num_tokens(), "], got ",
                     num_tokens);
-  PAGEDCORE_REQUIRE(sequence.waits_for_ == nullptr, "fork: sequence ", sequence.id_,
-                    " is being rebuilt after a preemption");
+  PAGEDCORE_REQUIRE(!is_rebuilding(group) && !group.is_partial_, "fork: request ",
+                    group.request_id_, " is being computed again after a preemption");
   std::vector<TokenId> tokens;
   tokens.reserve(group.max_total_tokens_);
   tokens.assign(sequence.tokens_.begin(), sequence.tokens_.begin() + num_tokens);
-  auto child = std::make_unique<Sequence>(next_sequence_id_++, group, std::move(tokens),
-                                          std::min(sequence.num_prompt_tokens_, num_tokens),
-                                          kv_->make_table());
-  child->num_computed_ = std::min(num_tokens, sequence.num_computed_);
+  auto child =
+      make_sequence(group, std::move(tokens), std::min(sequence.num_prompt_tokens_, num_tokens));
+  child->num_computed_ = child->max_computed_ = std::min(num_tokens, sequence.num_computed_);
   kv_->fork(sequence, *child, pending_copies_);
   take_row(*child);
   group.sequences_.push_back(std::move(child));
@@ -126,41 +190,87 @@ void SchedulerCore::release_blocks(Sequence& sequence, bool content_is_good) {
 }
 
 void SchedulerCore::remove_from_queue(SequenceGroup& group) {
-  switch (group.state_) {
-    case GroupState::kRunning:
-      running_.erase(std::find(running_.begin(), running_.end(), &group));
-      num_running_seqs_ -= group.num_sequences_;
-      break;
-    case GroupState::kWaiting:
-      waiting_.erase(key(group));
-      break;
-    case GroupState::kPreempted:
-    case GroupState::kSwapped:
-      resumed_.erase(key(group));
-      break;
+  if (group.state_ == GroupState::kFinished) return;
+  if (group.state_ == GroupState::kRunning) {
+    running_.erase(std::find(running_.begin(), running_.end(), &group));
+    num_running_seqs_ -= group.num_sequences_;
+    set_partial(group, false);
+  } else {
+    queue_of(group).erase(key(group));
+    set_waits_with_blocks(group, false);
   }
+}
+
+void SchedulerCore::set_waits_with_blocks(SequenceGroup& group, bool waits_with_blocks) {
+  num_waiting_holders_ += waits_with_blocks - group.waits_with_blocks_;
+  group.waits_with_blocks_ = waits_with_blocks;
 }
 
 void SchedulerCore::end_group(SequenceGroup& group) {
   remove_from_queue(group);
+  group.state_ = GroupState::kFinished;
   if (plan_is_open_) {
     std::erase_if(plan_.spans, [&](const Span& s) { return &s.sequence->group() == &group; });
   }
-  for (const auto& sequence : group.sequences_) release_blocks(*sequence, !plan_is_open_);
+  for (const auto& sequence : group.sequences_) {
+    release_blocks(*sequence, !plan_is_open_);
+    sequences_.erase(sequence->id_);
+  }
+  group.sequences_.clear();
+  erase_if_empty(group);
+}
+
+void SchedulerCore::erase_if_empty(SequenceGroup& group) {
+  if (!group.sequences_.empty() || !group.held_.empty()) return;
   kv_->release_salt(group.salt_);
   groups_.erase(group.request_id_);
 }
 
-void SchedulerCore::finish(Sequence& sequence) {
+std::unique_ptr<Sequence> SchedulerCore::detach(Sequence& sequence) {
   SequenceGroup& group = *sequence.group_;
-  PAGEDCORE_REQUIRE(!plan_is_open_, "finish: the last plan is not committed");
-  if (group.num_live() == 1) return end_group(group);
-  // Siblings may wait for blocks that this sequence was to compute: then all start again.
-  const bool is_rebuilding = std::ranges::any_of(
+  const auto found =
+      std::ranges::find(group.sequences_, &sequence, &std::unique_ptr<Sequence>::get);
+  PAGEDCORE_REQUIRE(found != group.sequences_.end(), "sequence ", sequence.id_, " has ended");
+  const bool others_wait = std::ranges::any_of(
       group.sequences_, [&](const auto& sibling) { return sibling->waits_for_ == &sequence; });
-  release_blocks(sequence, true);
-  std::erase_if(group.sequences_, [&](const auto& sibling) { return sibling.get() == &sequence; });
-  if (is_rebuilding) preempt(group, false);
+  std::unique_ptr<Sequence> detached = std::move(*found);
+  group.sequences_.erase(found);
+  if (group.sequences_.empty()) {
+    remove_from_queue(group);
+    group.state_ = GroupState::kFinished;
+  } else if (others_wait) {
+    preempt(group, PreemptionCause::kSibling, false);
+  }
+  return detached;
+}
+
+void SchedulerCore::finish(Sequence& sequence) {
+  PAGEDCORE_REQUIRE(!plan_is_open_, "finish: the last plan is not committed");
+  SequenceGroup& group = *sequence.group_;
+  const std::unique_ptr<Sequence> detached = detach(sequence);
+  release_blocks(*detached, true);
+  sequences_.erase(detached->id_);
+  erase_if_empty(group);
+}
+
+void SchedulerCore::hold(Sequence& sequence) {
+  PAGEDCORE_REQUIRE(!plan_is_open_, "hold: the last plan is not committed");
+  PAGEDCORE_REQUIRE(sequence.row_ >= 0 && sequence.waits_for_ == nullptr, "hold: sequence ",
+                    sequence.id_, " is not running");
+  SequenceGroup& group = *sequence.group_;
+  group.held_.push_back(detach(sequence));
+  give_row_back(sequence);
+  sequence.table_.truncate(sequence.num_computed_);
+}
+
+void SchedulerCore::release(Sequence& sequence) {
+  SequenceGroup& group = *sequence.group_;
+  const auto found = std::ranges::find(group.held_, &sequence, &std::unique_ptr<Sequence>::get);
+  PAGEDCORE_REQUIRE(found != group.held_.end(), "release: sequence ", sequence.id_, " is not held");
+  kv_->release(sequence, true);
+  sequences_.erase(sequence.id_);
+  group.held_.erase(found);
+  erase_if_empty(group);
 }
 
 void SchedulerCore::abort(RequestId request_id) {
@@ -168,53 +278,9 @@ void SchedulerCore::abort(RequestId request_id) {
   if (found != groups_.end()) end_group(*found->second);
 }
 
-std::vector<std::string> SchedulerCore::check_invariants() const {
-  std::vector<std::string> report = kv_->check_invariants();
-  const auto complain = [&](const auto&... parts) {
-    report.push_back(detail::concat("scheduler: ", parts...));
-  };
-  std::unordered_map<BlockId, std::int32_t> references;
-  std::vector<char> rows(config_.max_num_seqs, 0);
-  std::int32_t num_rows = 0;
-  for (const auto& [id, group] : groups_) {
-    const bool is_running = group->state_ == GroupState::kRunning;
-    const Queue& queue = group->state_ == GroupState::kWaiting ? waiting_ : resumed_;
-    if (is_running ? std::ranges::count(running_, group.get()) != 1
-                   : !queue.contains(key(*group))) {
-      complain("request ", id, " is not in the queue of its state");
-    }
-    for (const auto& sequence : group->sequences_) {
-      for (const BlockId block : sequence->table()) ++references[block];
-      if (sequence->num_computed_ > sequence->num_tokens() ||
-          sequence->num_computed_ > sequence->table_.num_slots()) {
-        complain("sequence ", sequence->id_, " of ", sequence->num_tokens(), " tokens counts ",
-                 sequence->num_computed_, " as computed, its table has ",
-                 sequence->table_.num_slots(), " slots");
-      }
-      if ((sequence->row_ >= 0) != is_running) {
-        complain("sequence ", sequence->id_, " has row ", sequence->row_);
-      } else if (is_running && std::exchange(rows[sequence->row_], 1) != 0) {
-        complain("row ", sequence->row_, " is taken twice");
-      }
-      num_rows += sequence->row_ >= 0;
-    }
-  }
-  if (running_.size() + resumed_.size() + waiting_.size() != groups_.size()) {
-    complain(groups_.size(), " requests, but ", running_.size(), " run, ", resumed_.size(),
-             " are preempted and ", waiting_.size(), " wait");
-  }
-  if (num_rows + static_cast<std::int32_t>(free_rows_.size()) != config_.max_num_seqs) {
-    complain(num_rows, " rows taken and ", free_rows_.size(), " free of ", config_.max_num_seqs);
-  }
-  for (BlockId block = 0; block < config_.num_blocks; ++block) {
-    const auto counted = references.find(block);
-    const std::int32_t expected = counted == references.end() ? 0 : counted->second;
-    if (kv_->allocator().ref_count(block) != expected) {
-      complain("block ", block, " has ", kv_->allocator().ref_count(block),
-               " references, the tables hold ", expected);
-    }
-  }
-  return report;
+Sequence* SchedulerCore::find(SequenceId id) const {
+  const auto found = sequences_.find(id);
+  return found == sequences_.end() ? nullptr : found->second;
 }
 
 }  // namespace pagedcore

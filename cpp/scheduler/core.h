@@ -3,6 +3,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -15,23 +16,37 @@
 namespace pagedcore {
 
 // What is behind Scheduler. Invariants:
-//   a group is in exactly one of running_, resumed_ and waiting_;
-//   a running group's sequences have rows, and blocks for all their tokens but those appended since
-//   the last plan; rows taken and rows reserved for forks never exceed max_num_seqs;
-//   running_ is in queue order, so the last one is the victim of choice.
+//   a group with live sequences is in exactly one of running_, resumed_ and waiting_;
+//   a running group's sequences have rows, and blocks for all tokens but those appended since the
+//   last plan, unless it is partial;
+//   running_ is in queue order, so the last one is the victim of choice; a victim was not planned
+//   yet in the step that takes its blocks.
 class SchedulerCore {
  public:
   SchedulerCore(const SchedulerConfig& config, std::shared_ptr<KvManager> kv);
   ~SchedulerCore();
 
   Sequence& add(const GroupSpec& spec);
+  Sequence& fork_request(Sequence& sequence, std::int32_t num_tokens, const GroupSpec& spec);
+  Sequence& restore(const GroupSpec& spec, std::span<const TokenId> tokens,
+                    std::int32_t num_computed);
   const StepPlan& schedule();
   void commit();
-  void append_token(Sequence& sequence, TokenId token);
+  void abandon();
+  void append_token(Sequence& sequence, TokenId token) { sequence.tokens_.push_back(token); }
   Sequence& fork(Sequence& sequence, std::int32_t num_tokens);
   void finish(Sequence& sequence);
+  void hold(Sequence& sequence);
+  void release(Sequence& sequence);
   void abort(RequestId request_id);
-  bool has_unfinished() const { return !groups_.empty(); }
+  Sequence* find(SequenceId id) const;
+  bool has_unfinished() const {
+    return !running_.empty() || !resumed_.empty() || !waiting_.empty();
+  }
+  void set_tenant_quota(std::string_view tenant, std::int32_t num_blocks);
+  void set_costs(const PreemptionCosts& costs);
+  SchedulerStats stats() const;
+  KvMap kv_map() const;
   std::vector<std::string> check_invariants() const;
 
  private:
@@ -39,45 +54,92 @@ class SchedulerCore {
   using QueueKey = std::pair<std::int32_t, std::int64_t>;
   using Queue = std::map<QueueKey, SequenceGroup*>;
   static QueueKey key(const SequenceGroup& g) { return {g.priority_, g.arrival_}; }
+  Queue& queue_of(const SequenceGroup& g) {
+    return g.state_ == GroupState::kWaiting ? waiting_ : resumed_;
+  }
 
   // core.cpp: requests come and go
-  void require_feasible(const GroupSpec& spec) const;
+  void require_feasible(const GroupSpec& spec, std::int64_t num_tokens) const;
+  Sequence& enqueue(const GroupSpec& spec, std::vector<TokenId> tokens,
+                    std::int32_t num_prompt_tokens);
+  std::unique_ptr<Sequence> make_sequence(SequenceGroup& group, std::vector<TokenId> tokens,
+                                          std::int32_t num_prompt_tokens);
   void remove_from_queue(SequenceGroup& group);
   void release_blocks(Sequence& sequence, bool content_is_good);
+  // Takes a sequence out of its group's live ones; siblings that waited for it start again.
+  std::unique_ptr<Sequence> detach(Sequence& sequence);
   void end_group(SequenceGroup& group);
+  void erase_if_empty(SequenceGroup& group);
+  void set_waits_with_blocks(SequenceGroup& group, bool waits_with_blocks);
   void take_row(Sequence& sequence);
   void give_row_back(Sequence& sequence);
 
   // plan.cpp: one step
   void schedule_running();
   void schedule_catch_up(SequenceGroup& group);
-  void resume_preempted();
-  void admit_waiting();
-  bool try_run(SequenceGroup& group, Queue& queue);
+  void grow_partial(SequenceGroup& group);
+  void extend_partially(SequenceGroup& group, std::int32_t num_blocks);
+  void set_partial(SequenceGroup& group, bool is_partial);
+  void admit();
+  // The group that is to run next, or null; quotas make it pass over some.
+  SequenceGroup* next_to_admit();
+  bool fits_seqs(const SequenceGroup& group) const {
+    return num_running_seqs_ + group.num_sequences_ <= config_.max_num_seqs;
+  }
+  bool try_run(SequenceGroup& group, std::int32_t headroom);
+  bool try_run_partially(SequenceGroup& group);
+  void start_running(SequenceGroup& group);
   void plan_span(Sequence& sequence, std::int32_t num_tokens);
+  // Blocks that an admission leaves for the running groups but `except`.
+  std::int32_t headroom(const SequenceGroup* except) const;
+
+  // pressure.cpp: who gives way
   // Gives the sequences of a running group room for their uncomputed tokens, taking it from later
   // groups where it must. False: the group cannot run in this step, or was itself preempted.
   bool make_room(SequenceGroup& group);
+  bool make_room_in_quota(SequenceGroup& group);
   bool try_extend(SequenceGroup& group);
-  void preempt(SequenceGroup& group, bool content_is_good);
-  std::int32_t headroom() const;
+  void make_way_for_priority();
+  bool reclaim_from_waiting(const SequenceGroup* except);
+  SequenceGroup* last_victim(const SequenceGroup& group, bool same_tenant) const;
+  // Takes at least one block from a running group.
+  void take_from(SequenceGroup& victim, PreemptionCause cause);
+  void preempt(SequenceGroup& group, PreemptionCause cause, bool content_is_good);
+  bool try_swap_out(SequenceGroup& group);
+  bool is_swap_cheaper() const;
+  void note_preemption(SequenceGroup& group, PreemptionKind kind, PreemptionCause cause);
+  void exceed_capacity(const SequenceGroup& group);
+  std::int32_t quota_of(const SequenceGroup& group) const;  // 0: none
+  std::int32_t num_blocks_of_tenant(const std::string& tenant) const;
+  static std::int32_t num_unique_blocks(const SequenceGroup& group);
+  static bool is_rebuilding(const SequenceGroup& group);
+
+  // introspect.cpp
+  void check_queues(std::vector<std::string>& report) const;
+  void check_sequences(std::vector<std::string>& report) const;
 
   SchedulerConfig config_;
   std::shared_ptr<KvManager> kv_;
   std::unordered_map<RequestId, std::unique_ptr<SequenceGroup>> groups_;
+  std::unordered_map<SequenceId, Sequence*> sequences_;
   std::vector<SequenceGroup*> running_;
-  Queue resumed_;  // preempted groups: they run before anything that waits
+  Queue resumed_;  // preempted and swapped groups: they run before anything that waits
   Queue waiting_;
   std::vector<SequenceGroup*> catching_up_;  // scratch of schedule_running()
   std::vector<std::int32_t> free_rows_;
-  std::int32_t num_running_seqs_ = 0;  // sum of num_sequences() over running_
-  std::int32_t budget_ = 0;            // tokens that this step may still compute
+  std::int32_t num_running_seqs_ = 0;     // sum of num_sequences() over running_
+  std::int32_t num_waiting_holders_ = 0;  // waiting groups with blocks
+  std::int32_t num_partial_ = 0;          // running groups with blocks for a part of their tokens
+  std::int32_t budget_ = 0;               // tokens that this step may still compute
   StepPlan plan_;
   std::vector<BlockCopy> pending_copies_;  // asked for between plans; done in the next one
   bool plan_is_open_ = false;              // schedule() was called, commit() not yet
   std::int64_t step_ = 0;
   std::int64_t next_arrival_ = 0;
   SequenceId next_sequence_id_ = 0;
+  std::unordered_map<std::string, std::int32_t> quotas_;
+  PreemptionCosts costs_;
+  SchedulerStats counters_;
 };
 
 }  // namespace pagedcore

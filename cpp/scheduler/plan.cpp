@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 
 #include "cpp/scheduler/core.h"
 #include "pagedcore/error.h"
@@ -23,11 +24,11 @@ const StepPlan& SchedulerCore::schedule() {
   plan_.capacity_exceeded.clear();
   budget_ = config_.max_num_batched_tokens;
   plan_is_open_ = true;
-  ++step_;
+  kv_->allocator().set_clock(++step_);
 
+  make_way_for_priority();
   schedule_running();
-  if (plan_.preempted.empty()) resume_preempted();
-  if (plan_.preempted.empty() && resumed_.empty()) admit_waiting();
+  if (plan_.preempted.empty()) admit();
   plan_.num_tokens = config_.max_num_batched_tokens - budget_;
   return plan_;
 }
@@ -37,12 +38,23 @@ void SchedulerCore::commit() {
   plan_is_open_ = false;
   for (const Span& span : plan_.spans) {
     Sequence& sequence = *span.sequence;
+    const std::int32_t before = sequence.num_computed_;
     sequence.num_computed_ += span.query_len;
+    if (before < sequence.max_computed_) [[unlikely]] {
+      const std::int32_t again = std::min(sequence.num_computed_, sequence.max_computed_) - before;
+      sequence.group_->num_recomputed_tokens_ += again;
+      counters_.recomputed_tokens += again;
+    }
+    sequence.max_computed_ = std::max(sequence.max_computed_, sequence.num_computed_);
     const bool may_fill_block =
         span.query_len > 1 || sequence.num_computed_ == sequence.writable_end_;
     if (may_fill_block) kv_->on_blocks_filled(sequence);
   }
   kv_->end_step();
+  counters_.scheduled_tokens += plan_.num_tokens;
+  counters_.swapped_out_blocks += std::ssize(plan_.swap_out);
+  counters_.swapped_in_blocks += std::ssize(plan_.swap_in);
+  counters_.copied_blocks += std::ssize(plan_.copies);
 }
 
 void SchedulerCore::plan_span(Sequence& sequence, std::int32_t num_tokens) {
@@ -59,9 +71,9 @@ void SchedulerCore::plan_span(Sequence& sequence, std::int32_t num_tokens) {
 // budget goes to prompts and resumed groups, which have their blocks already.
 void SchedulerCore::schedule_running() {
   catching_up_.clear();
-  for (std::size_t i = 0; i < running_.size(); ++i) {
+  for (std::size_t i = 0; i < running_.size();) {
     SequenceGroup& group = *running_[i];
-    bool lacks_more = false;
+    bool lacks_more = group.is_partial_;
     bool must_extend = false;
     std::int32_t num_tokens = 0;
     for (const auto& sequence : group.sequences_) {
@@ -70,7 +82,9 @@ void SchedulerCore::schedule_running() {
       must_extend |= lacking > 0 && sequence->num_tokens() > sequence->writable_end_;
       num_tokens += lacking;
     }
-    if (num_tokens == 0 || (must_extend && !make_room(group))) continue;
+    const bool can_run = num_tokens > 0 && (!must_extend || group.is_partial_ || make_room(group));
+    if (i < running_.size() && running_[i] == &group) ++i;
+    if (!can_run) continue;
     if (lacks_more) {
       catching_up_.push_back(&group);
     } else if (num_tokens <= budget_) {
@@ -79,7 +93,10 @@ void SchedulerCore::schedule_running() {
       }
     }
   }
-  for (SequenceGroup* group : catching_up_) schedule_catch_up(*group);
+  for (SequenceGroup* group : catching_up_) {
+    if (group->is_partial_) grow_partial(*group);
+    schedule_catch_up(*group);
+  }
 }
 
 // Computes what fits of the uncomputed tokens. The last tokens of all sequences of a group come in
@@ -100,87 +117,129 @@ void SchedulerCore::schedule_catch_up(SequenceGroup& group) {
   for (const auto& sequence : group.sequences_) {
     if (sequence->waits_for_ != nullptr) continue;
     const std::int32_t wanted = num_uncomputed(*sequence) - (is_whole ? 0 : 1);
-    const std::int32_t num_tokens = std::min(wanted, budget_);
+    const std::int32_t room = sequence->writable_end_ - sequence->num_computed_;
+    const std::int32_t num_tokens = std::min({wanted, budget_, room});
     if (num_tokens > 0) plan_span(*sequence, num_tokens);
   }
 }
 
-bool SchedulerCore::try_extend(SequenceGroup& group) {
-  for (const auto& sequence : group.sequences_) {
-    if (sequence->num_tokens() > sequence->writable_end_ &&
-        !kv_->try_extend(*sequence, plan_.copies)) {
-      return false;
+// A partial group gets the blocks that nobody else is going to need soon, or all that it lacks.
+void SchedulerCore::grow_partial(SequenceGroup& group) {
+  if (!plan_.preempted.empty()) return;
+  const std::int32_t left_to_others = headroom(&group);
+  if (kv_->try_admit(group, left_to_others, plan_.copies)) return set_partial(group, false);
+  if (running_.size() == 1 && !reclaim_from_waiting(nullptr)) {
+    exceed_capacity(group);
+  }
+  const std::int32_t spare = kv_->allocator().num_available() - left_to_others;
+  if (spare <= 0) return;
+  extend_partially(group, spare);
+}
+
+void SchedulerCore::extend_partially(SequenceGroup& group, std::int32_t num_blocks) {
+  Sequence& sequence = *group.sequences_[0];
+  kv_->extend_partially(sequence, num_blocks, plan_.copies);
+  set_partial(group, sequence.writable_end_ < sequence.num_tokens());
+}
+
+void SchedulerCore::set_partial(SequenceGroup& group, bool is_partial) {
+  num_partial_ += is_partial - group.is_partial_;
+  group.is_partial_ = is_partial;
+}
+
+std::int32_t SchedulerCore::headroom(const SequenceGroup* except) const {
+  const std::int32_t num_seqs = num_running_seqs_ - (except ? except->num_sequences_ : 0);
+  if (num_seqs == 0) return 0;
+  const std::int32_t num_blocks = kv_->allocator().num_blocks();
+  if (config_.headroom == HeadroomPolicy::kWatermark) {
+    return static_cast<std::int32_t>(std::ceil(config_.watermark * num_blocks));
+  }
+  const std::int64_t growth = std::int64_t{num_seqs} * config_.headroom_tokens;
+  return static_cast<std::int32_t>(
+      std::min<std::int64_t>((growth + kv_->block_size() - 1) / kv_->block_size(), num_blocks));
+}
+
+SequenceGroup* SchedulerCore::next_to_admit() {
+  const auto is_within_quota = [&](const SequenceGroup& group) {
+    const std::int32_t quota = quota_of(group);
+    if (quota == 0) return true;
+    const std::int32_t taken = num_blocks_of_tenant(group.tenant_);
+    if (taken + kv_->num_blocks_to_admit(group) <= quota) return true;
+    if (taken == 0) exceed_capacity(group);
+    return false;
+  };
+  const auto first = [&](const Queue& queue) -> SequenceGroup* {
+    for (const auto& [_, group] : queue) {
+      if (quotas_.empty() || is_within_quota(*group)) return group;
     }
-  }
-  return true;
+    return nullptr;
+  };
+  SequenceGroup* resumed = first(resumed_);
+  SequenceGroup* waiting = first(waiting_);
+  if (resumed == nullptr || waiting == nullptr) return resumed == nullptr ? waiting : resumed;
+  return waiting->priority_ < resumed->priority_ ? waiting : resumed;
 }
 
-bool SchedulerCore::make_room(SequenceGroup& group) {
-  const std::size_t num_copies = plan_.copies.size();
-  while (!try_extend(group)) {
-    if (running_.back() != &group) {
-      preempt(*running_.back(), true);
-    } else if (running_.size() > 1) {
-      plan_.copies.resize(num_copies);
-      preempt(group, false);
-      return false;
-    } else {
-      plan_.capacity_exceeded.push_back(group.request_id_);
-      return false;
+void SchedulerCore::admit() {
+  while (budget_ > 0) {
+    SequenceGroup* group = next_to_admit();
+    if (group == nullptr || !fits_seqs(*group)) return;
+    if (num_partial_ > 0 && running_.back()->priority_ <= group->priority_) return;
+    if (try_run(*group, headroom(nullptr))) {
+      schedule_catch_up(*group);
+      continue;
     }
+    if (running_.empty()) {
+      // Nothing else runs, so nothing that could end will make room.
+      if (!reclaim_from_waiting(group)) exceed_capacity(*group);
+    } else if (try_run_partially(*group)) {
+      schedule_catch_up(*group);
+    }
+    return;
   }
-  return true;
 }
 
-void SchedulerCore::preempt(SequenceGroup& group, bool content_is_good) {
-  remove_from_queue(group);
-  group.num_lost_tokens_ = 0;
-  for (const auto& sequence : group.sequences_) {
-    group.num_lost_tokens_ += sequence->num_computed_;
-    release_blocks(*sequence, content_is_good);
-  }
-  group.state_ = GroupState::kPreempted;
-  ++group.num_preemptions_;
-  resumed_.emplace(key(group), &group);
-  if (plan_is_open_) plan_.preempted.push_back(group.request_id_);
-}
-
-std::int32_t SchedulerCore::headroom() const {
-  return running_.empty() ? 0 : config_.num_blocks / 100;
-}
-
-bool SchedulerCore::try_run(SequenceGroup& group, Queue& queue) {
-  if (budget_ == 0 || num_running_seqs_ + group.num_sequences_ > config_.max_num_seqs) return false;
-  if (!kv_->try_admit(group, headroom(), plan_.copies)) {
-    if (running_.empty()) plan_.capacity_exceeded.push_back(group.request_id_);
+bool SchedulerCore::try_run(SequenceGroup& group, std::int32_t headroom) {
+  if (group.state_ == GroupState::kSwapped) {
+    if (!kv_->try_swap_in(group, headroom, plan_.swap_in)) return false;
+    PAGEDCORE_CHECK(try_extend(group), "request ", group.request_id_);
+  } else if (!kv_->try_admit(group, headroom, plan_.copies)) {
     return false;
   }
-  queue.erase(key(group));
+  start_running(group);
+  return true;
+}
+
+bool SchedulerCore::try_run_partially(SequenceGroup& group) {
+  const std::int32_t spare = kv_->allocator().num_available() - headroom(nullptr);
+  if (!config_.partial_admission || !kv_->can_hold_partially() || spare <= 0 ||
+      group.num_live() > 1 || group.state_ == GroupState::kSwapped) {
+    return false;
+  }
+  start_running(group);
+  extend_partially(group, spare);
+  return true;
+}
+
+void SchedulerCore::start_running(SequenceGroup& group) {
+  if (group.num_queue_steps_ < 0) {
+    group.num_queue_steps_ = step_ - group.enqueued_step_ - 1;
+    counters_.prompt_tokens_queried += group.sequences_[0]->num_tokens();
+    counters_.prompt_tokens_hit += group.sequences_[0]->num_computed_;
+  }
+  remove_from_queue(group);
   group.state_ = GroupState::kRunning;
   group.admitted_step_ = step_;
   num_running_seqs_ += group.num_sequences_;
-  const auto behind = [](const SequenceGroup* a, const SequenceGroup* b) {
+  const auto comes_before = [](const SequenceGroup* a, const SequenceGroup* b) {
     return key(*a) < key(*b);
   };
-  running_.insert(std::ranges::upper_bound(running_, &group, behind), &group);
+  running_.insert(std::ranges::upper_bound(running_, &group, comes_before), &group);
   for (const auto& sequence : group.sequences_) {
     sequence->tokens_.reserve(group.max_total_tokens_);
     sequence->table_.reserve_ids(group.max_total_tokens_);
     take_row(*sequence);
   }
-  schedule_catch_up(group);
-  return true;
-}
-
-void SchedulerCore::resume_preempted() {
-  while (!resumed_.empty() && try_run(*resumed_.begin()->second, resumed_)) {
-  }
-}
-
-void SchedulerCore::admit_waiting() {
-  while (!waiting_.empty() && try_run(*waiting_.begin()->second, waiting_)) {
-  }
-  for (const auto& [_, group] : waiting_) ++group->num_queue_steps_;
 }
 
 }  // namespace pagedcore

@@ -5,11 +5,12 @@
 namespace pagedcore {
 
 Sequence::Sequence(SequenceId id, SequenceGroup& group, std::vector<TokenId> tokens,
-                   std::int32_t num_prompt_tokens, BlockTable table)
+                   std::int32_t num_prompt_tokens, BlockTable table, BlockTable host_table)
     : id_(id),
       group_(&group),
       tokens_(std::move(tokens)),
       num_prompt_tokens_(num_prompt_tokens),
-      table_(std::move(table)) {}
+      table_(std::move(table)),
+      host_table_(std::move(host_table)) {}
 
 }  // namespace pagedcore

@@ -61,6 +61,10 @@ class PAGEDCORE_API BlockAllocator {
 
   // Says whether the content is worth keeping once nobody refers to the block. O(1).
   void set_reusable(BlockId block, bool reusable);
+  // Time of the last allocate, retain or release of a block, by the caller's clock.
+  std::int64_t last_use(BlockId block) const { return blocks_[block].last_use; }
+  void set_clock(std::int64_t now) { now_ = now; }
+
   void set_eviction_listener(EvictionListener* listener) { listener_ = listener; }
 
   // One line per violated invariant; empty when all hold.
@@ -73,6 +77,7 @@ class PAGEDCORE_API BlockAllocator {
     bool reusable = false;
     BlockId prev = -1;
     BlockId next = -1;
+    std::int64_t last_use = 0;
   };
 
   void check_id(BlockId block, const char* where) const;
@@ -83,6 +88,7 @@ class PAGEDCORE_API BlockAllocator {
   std::int32_t num_blocks_;
   std::int32_t num_free_ = 0;
   std::int32_t num_cached_ = 0;
+  std::int64_t now_ = 0;
   std::vector<Block> blocks_;  // [num_blocks + 1]; the last is the list's sentinel
   EvictionListener* listener_ = nullptr;
 };

@@ -14,6 +14,8 @@
 
 namespace pagedcore {
 
+class PrefixCache;
+
 // Decides where the tokens of sequences lie; the scheduler decides when they are computed. The
 // scheduler's own manager pages; benches put contiguous ones in its place. Copies that a call asks
 // for are appended to its `copies` and done before the step's forward pass.
@@ -22,27 +24,48 @@ class PAGEDCORE_API KvManager {
   virtual ~KvManager() = default;
 
   virtual BlockAllocator& allocator() = 0;
+  virtual const BlockAllocator* host_allocator() const { return nullptr; }  // of the swap space
+  virtual const PrefixCache* prefix_cache() const { return nullptr; }
+  virtual std::int32_t block_size() const = 0;
   virtual BlockTable make_table() = 0;
-  // Blocks that `prompt_tokens` and `num_sequences` first output tokens take at the very least; a
+  virtual BlockTable make_host_table() { return make_table(); }
+  // Blocks that the prompt and the first output token of each sequence take at the very least; a
   // request that needs more than the pool is refused.
   virtual std::int32_t min_blocks(std::int32_t prompt_tokens, std::int32_t num_sequences,
                                   std::int32_t max_total_tokens) const = 0;
+  // Available blocks that try_admit(), or try_swap_in() of a swapped group, would take.
+  virtual std::int32_t num_blocks_to_admit(const SequenceGroup& group) const = 0;
 
-  // Gives a group that does not run blocks for all of its tokens and leaves `headroom` blocks. May
-  // raise num_computed of its sequences. All or nothing.
+  // Gives a group that does not run blocks for all its tokens and leaves `headroom` blocks
+  // available. May raise num_computed of its sequences. All or nothing.
   virtual bool try_admit(SequenceGroup& group, std::int32_t headroom,
                          std::vector<BlockCopy>& copies) = 0;
-  // Makes positions [num_computed, num_tokens) of a running sequence writable. All or nothing.
-  virtual bool try_extend(Sequence& sequence, std::vector<BlockCopy>& copies) = 0;
-  // `child` is new and gets the first num_computed(child) tokens of `parent`.
+  // Makes positions [num_computed, num_tokens) of a sequence writable. All or nothing.
+  virtual bool try_extend(Sequence& sequence, std::int32_t num_tokens,
+                          std::vector<BlockCopy>& copies) = 0;
+  // Whether a sequence can run with blocks for only the first of its tokens, by the next two.
+  virtual bool can_hold_partially() const { return false; }
+  // try_extend() for as many tokens as at most `num_blocks` of the available blocks allow.
+  virtual void extend_partially(Sequence&, std::int32_t /*num_blocks*/, std::vector<BlockCopy>&) {}
+  // Drops blocks from the tails of a group's tables until `num_blocks` are available or none is
+  // left, and lowers num_computed to what stays. REQUIRES: the group's content is good.
+  virtual void shrink(SequenceGroup&, std::int32_t /*num_blocks*/) {}
+  // `child` is new; it gets the first num_computed(child) tokens of `parent`.
   virtual void fork(Sequence& parent, Sequence& child, std::vector<BlockCopy>& copies) = 0;
-  // num_computed of the sequence has crossed the end of a block.
+  // num_computed of the sequence has reached or crossed the end of a block.
   virtual void on_blocks_filled(Sequence&) {}
   // Takes the sequence's blocks back; its num_computed becomes 0. `content_is_good` is false where
   // copies or tokens of the step in flight were never carried out.
   virtual void release(Sequence& sequence, bool content_is_good) = 0;
-  // The step's copies are done.
+  // The step's moves and copies are done.
   virtual void end_step() {}
+
+  // Moves a group's blocks to host blocks and back, every shared block once; num_computed stays.
+  // All or nothing. A manager without swap space refuses.
+  virtual bool try_swap_out(SequenceGroup&, std::vector<BlockCopy>&) { return false; }
+  virtual bool try_swap_in(SequenceGroup&, std::int32_t /*headroom*/, std::vector<BlockCopy>&) {
+    return false;
+  }
 
   virtual std::int32_t acquire_salt(std::string_view) { return 0; }
   virtual void release_salt(std::int32_t) {}
@@ -50,10 +73,12 @@ class PAGEDCORE_API KvManager {
 
  protected:
   // Implementations change sequences through these.
-  static BlockTable& table(Sequence& sequence) { return sequence.table_; }
+  static BlockTable& table(Sequence& s) { return s.table_; }
+  static BlockTable& host_table(Sequence& s) { return s.host_table_; }
+  static const BlockTable& host_table(const Sequence& s) { return s.host_table_; }
   static void set_num_computed(Sequence& s, std::int32_t n) { s.num_computed_ = n; }
-  static void set_writable_end(Sequence& s, std::int32_t n) { s.writable_end_ = n; }
   static std::int32_t writable_end(const Sequence& s) { return s.writable_end_; }
+  static void set_writable_end(Sequence& s, std::int32_t n) { s.writable_end_ = n; }
   static std::int32_t& num_registered_blocks(Sequence& s) { return s.num_registered_blocks_; }
   static const Sequence* waits_for(const Sequence& s) { return s.waits_for_; }
   static void set_waits_for(Sequence& s, const Sequence* sibling) { s.waits_for_ = sibling; }

@@ -54,12 +54,16 @@ class PAGEDCORE_API PrefixCache : private BlockAllocator::EvictionListener {
   void release_salt(SaltId salt);
 
   // The longest cached prefix of `tokens`, but never all of them: the last is to be computed.
-  PrefixMatch match(std::span<const TokenId> tokens, SaltId salt = 0) const;
+  PrefixMatch match(std::span<const TokenId> tokens, SaltId salt = 0) const {
+    return match_behind(kNoParent, tokens, salt);
+  }
   PrefixMatch match(std::span<const TokenId> tokens, std::string_view salt) const;
+  // The same for `tokens` that come behind the registered full block `parent`.
+  PrefixMatch match_behind(BlockId parent, std::span<const TokenId> tokens, SaltId salt) const;
 
-  // Fills an empty table with the match: shares the full blocks, and shares the partial block where
-  // nobody else holds it and nothing behind the match would be overwritten, else copies it. All or
-  // nothing: false when a block for the copy is not available.
+  // Appends the match to a table that holds full blocks only: shares the full blocks, and shares
+  // the partial block where nobody else holds it and nothing behind the match would be overwritten,
+  // else copies it. All or nothing: false when a block for the copy is not available.
   bool try_acquire(const PrefixMatch& match, BlockTable& table, std::vector<BlockCopy>& copies);
 
   // Registers the block that holds `tokens` (at most block_size) behind the registered block

@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "pagedcore/export.h"
+#include "pagedcore/scheduler_config.h"
+#include "pagedcore/scheduler_stats.h"
 #include "pagedcore/step_plan.h"
 #include "pagedcore/types.h"
 
@@ -17,26 +19,12 @@ class KvManager;
 class SchedulerCore;
 class Sequence;
 
-enum class PreemptionMode : std::int8_t { kRecompute, kSwap, kAuto };
-
-struct SchedulerConfig {
-  std::int32_t num_blocks = 0;
-  std::int32_t block_size = 16;
-  std::int32_t max_num_seqs = 256;  // sequences in one step
-  std::int32_t max_num_batched_tokens = 2048;
-  std::int32_t max_model_len = 2048;
-  bool enable_prefix_caching = true;
-  std::int32_t num_host_blocks = 0;  // swap space
-  PreemptionMode preemption_mode = PreemptionMode::kRecompute;
-  std::int32_t max_waiting = 0;  // 0: unbounded; else add() throws QueueFull beyond it
-};
-
 // What add() needs to know of a request.
 struct GroupSpec {
   RequestId request_id = 0;
   std::span<const TokenId> prompt = {};
   std::int32_t num_sequences = 1;     // that the group will have once its prompt is computed
-  std::int32_t max_total_tokens = 0;  // prompt and output of its longest sequence, at most
+  std::int32_t max_total_tokens = 0;  // of its longest sequence; 0: max_model_len
   std::int32_t priority = 0;          // lower runs first
   std::string_view tenant = {};       // for quotas
   std::string_view cache_salt = {};   // separates tenants in the prefix cache
@@ -47,8 +35,8 @@ struct GroupSpec {
 // num_computed(), and steps hand out a token budget until it catches up. Owns the sequences and
 // the block bookkeeping; sees no device memory. Not thread-safe.
 //
-// A step: plan = schedule(); the caller computes the spans; commit(); then for every span that
-// reaches_end: append_token(), fork() or finish() on its sequence.
+// A step: plan = schedule(); the caller does its moves and computes its spans; commit(); then for
+// every span that reaches_end: append_token(), fork(), finish() or hold() on its sequence.
 class PAGEDCORE_API Scheduler {
  public:
   // Pages the KV cache.
@@ -62,22 +50,45 @@ class PAGEDCORE_API Scheduler {
   // Queues a group with one sequence holding the prompt. Throws InvalidArgument, with the numbers,
   // for a group that can never fit; QueueFull.
   Sequence& add(const GroupSpec& spec);
+  // Queues a group that goes on from the first `num_tokens` tokens of a live or held sequence, and
+  // then spec.prompt, which may be empty. Shares the blocks; never allocates one.
+  Sequence& fork_request(Sequence& sequence, std::int32_t num_tokens, const GroupSpec& spec);
+  // Queues a group whose first `num_computed` of `tokens` the caller is about to write into the
+  // cache; spec.prompt is the beginning of `tokens`. Where too few blocks are available
+  // num_computed() of the sequence is 0, and its tokens will be computed.
+  Sequence& restore(const GroupSpec& spec, std::span<const TokenId> tokens,
+                    std::int32_t num_computed);
 
   // Plans the next step. The plan is valid until the next call.
   const StepPlan& schedule();
-  // The plan's spans are computed: their blocks become findable.
+  // The plan is carried out: computed blocks become findable.
   void commit();
+  // In place of commit(): the plan failed, wholly or in part. What it touched is computed again.
+  void abandon();
 
   void append_token(Sequence& sequence, TokenId token);
-  // A sibling of `sequence` in its group with the same first `num_tokens` tokens, sharing their
-  // blocks. Never allocates a block.
+  // A sibling of a running `sequence` in its group with the same first `num_tokens` tokens, sharing
+  // their blocks. Never allocates a block. REQUIRES: the group has fewer than num_sequences.
   Sequence& fork(Sequence& sequence, std::int32_t num_tokens);
   // Ends one sequence; the group ends with its last. The reference is dead afterwards.
   void finish(Sequence& sequence);
-  // Ends a group wherever it is: waiting, running, preempted or swapped.
+  // Ends one sequence as finish() does, but its tokens and computed blocks stay until release().
+  void hold(Sequence& sequence);
+  void release(Sequence& held_sequence);
+  // Ends a group wherever it is: waiting, running, preempted or swapped. Held sequences stay.
   void abort(RequestId request_id);
 
+  // The live or held sequence of that id, or null.
+  Sequence* find(SequenceId id) const;
   bool has_unfinished() const;
+
+  // A tenant's groups together hold at most so many blocks; 0: no limit.
+  void set_tenant_quota(std::string_view tenant, std::int32_t num_blocks);
+  // What PreemptionMode::kAuto goes by.
+  void set_costs(const PreemptionCosts& costs);
+
+  SchedulerStats stats() const;
+  KvMap kv_map() const;
   // One line per violated invariant; empty when all hold.
   std::vector<std::string> check_invariants() const;
 

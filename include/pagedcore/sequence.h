@@ -20,7 +20,7 @@ class SequenceGroup;
 class PAGEDCORE_API Sequence {
  public:
   Sequence(SequenceId id, SequenceGroup& group, std::vector<TokenId> tokens,
-           std::int32_t num_prompt_tokens, BlockTable table);
+           std::int32_t num_prompt_tokens, BlockTable table, BlockTable host_table);
 
   SequenceId id() const { return id_; }
   RequestId request_id() const;
@@ -51,12 +51,25 @@ class PAGEDCORE_API Sequence {
   std::int32_t num_registered_blocks_ = 0;  // that the prefix cache knows; -1: none may follow
   std::int32_t first_changed_block_ = 0;    // since the last span
   std::int32_t row_ = -1;
+  std::int32_t max_computed_ = 0;  // num_computed before anything was taken away
   // A sibling that computes the blocks that both share, up to num_computed of this sequence.
   const Sequence* waits_for_ = nullptr;
   BlockTable table_;
+  BlockTable host_table_;  // where the tokens lie while the group is swapped out
 };
 
-enum class GroupState : std::int8_t { kWaiting, kRunning, kPreempted, kSwapped };
+enum class GroupState : std::int8_t { kWaiting, kRunning, kPreempted, kSwapped, kFinished };
+
+// How a group lost blocks, and for whom.
+enum class PreemptionKind : std::int8_t { kNone, kTail, kRecompute, kSwap };
+enum class PreemptionCause : std::int8_t {
+  kNone,
+  kMemory,    // an earlier group had to grow
+  kPriority,  // a group of higher priority came
+  kQuota,     // its tenant's share was used up
+  kSibling,   // a sequence that others of the group waited for was ended
+  kAbandon,   // the step failed that computed it
+};
 
 // The sequences of one request: admitted, scheduled, preempted and resumed together.
 class PAGEDCORE_API SequenceGroup {
@@ -65,6 +78,7 @@ class PAGEDCORE_API SequenceGroup {
   GroupState state() const { return state_; }
   // In the order in which they were added; finished ones are gone.
   std::span<const std::unique_ptr<Sequence>> sequences() const { return sequences_; }
+  std::span<const std::unique_ptr<Sequence>> held() const { return held_; }
   std::int32_t num_live() const { return static_cast<std::int32_t>(sequences_.size()); }
   // That the group has once its prompt is computed: its share of max_num_seqs.
   std::int32_t num_sequences() const { return num_sequences_; }
@@ -74,8 +88,12 @@ class PAGEDCORE_API SequenceGroup {
   bool reads_prefix_cache() const { return reads_prefix_cache_; }
   std::int32_t salt() const { return salt_; }  // the KvManager's id of the request's cache_salt
 
-  std::int32_t num_queue_steps() const { return num_queue_steps_; }  // planned while it waited
+  // Steps from the request's arrival until it first ran; -1 while it has not.
+  std::int64_t num_queue_steps() const { return num_queue_steps_; }
   std::int32_t num_preemptions() const { return num_preemptions_; }
+  PreemptionKind last_preemption() const { return last_preemption_; }
+  PreemptionCause last_preemption_cause() const { return last_preemption_cause_; }
+  std::int64_t num_recomputed_tokens() const { return num_recomputed_tokens_; }
 
  private:
   friend class KvManager;
@@ -89,13 +107,19 @@ class PAGEDCORE_API SequenceGroup {
   std::int32_t salt_ = 0;
   GroupState state_ = GroupState::kWaiting;
   bool reads_prefix_cache_ = true;
-  std::int32_t num_queue_steps_ = 0;
+  bool is_partial_ = false;         // runs with blocks for only a part of its tokens
+  bool waits_with_blocks_ = false;  // forked or restored, and not run yet
+  PreemptionKind last_preemption_ = PreemptionKind::kNone;
+  PreemptionCause last_preemption_cause_ = PreemptionCause::kNone;
   std::int32_t num_preemptions_ = 0;
+  std::int64_t num_queue_steps_ = -1;
   std::int64_t enqueued_step_ = 0;
-  std::int64_t admitted_step_ = -1;
-  std::int64_t num_lost_tokens_ = 0;  // computed before the last preemption
+  std::int64_t admitted_step_ = -1;  // the last time
+  std::int64_t preempted_step_ = -1;
+  std::int64_t num_recomputed_tokens_ = 0;
   std::string tenant_;
   std::vector<std::unique_ptr<Sequence>> sequences_;
+  std::vector<std::unique_ptr<Sequence>> held_;  // ended, their tokens and blocks kept
 };
 
 inline RequestId Sequence::request_id() const { return group_->request_id(); }

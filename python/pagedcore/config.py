@@ -54,7 +54,11 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     """
     result = ModelConfig()
     result.architecture = _architecture(config)
-    _READERS[result.architecture](_Keys(config, result.architecture), result)
+    keys = _Keys(config, result.architecture)
+    if keys.get("quantization_config"):
+        method = keys.inside("quantization_config").get("quant_method")
+        keys.fail(f"quantization_config must be absent (weights of 16 or 32 bits), got {method!r}")
+    _READERS[result.architecture](keys, result)
     result.validate()
     return result
 

@@ -253,11 +253,11 @@ class LLM:
         return self._chat_template.render(messages, **template_variables)
 
     def _encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        texts = [p for p in prompts if isinstance(p, str)]
-        if texts:
-            encoded = iter(self._tokenizer_or_raise().encode(texts))
+        """Token ids of each prompt; an empty text stays empty, whatever tokens begin every text."""
+        texts = [p for p in prompts if isinstance(p, str) and p]
+        encoded = iter(self._tokenizer_or_raise().encode(texts) if texts else ())
         return [
-            check_tokens(i, next(encoded) if p and isinstance(p, str) else p, self._vocab_size)
+            check_tokens(i, next(encoded) if isinstance(p, str) and p else p, self._vocab_size)
             for i, p in enumerate(prompts)
         ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -46,11 +47,13 @@ def check_tokens(i: int, prompt: Any, vocab_size: int) -> list[int]:
     tokens = prompt.tolist() if hasattr(prompt, "tolist") else list(prompt)
     if not tokens:
         raise InvalidArgument(f"prompts[{i}] is empty; a prompt must have at least one token")
-    for token in tokens:
-        if type(token) is not int:
-            raise InvalidArgument(
-                f"prompts[{i}] must be a text or a list of token ids, it holds {token!r}"
-            )
+    try:
+        tokens = [operator.index(token) for token in tokens]
+    except TypeError:
+        wrong = next(token for token in tokens if not hasattr(token, "__index__"))
+        raise InvalidArgument(
+            f"prompts[{i}] must be a text or a list of token ids, it holds {wrong!r}"
+        ) from None
     if min(tokens) < 0 or max(tokens) >= vocab_size:
         wrong = next(token for token in tokens if not 0 <= token < vocab_size)
         raise InvalidArgument(

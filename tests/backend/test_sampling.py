@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from pagedcore import _core
 
 VOCAB_SIZES = [1, 2, 15, 16, 17, 255, 256, 257, 1000, 50257]
@@ -174,7 +175,9 @@ def test_logprobs_ranks_and_top_tokens_are_those_of_the_raw_row(backend, vocab_s
 
 def test_a_given_token_is_taken_and_measured(backend):
     logits = make_logits(2, 1000)
-    rows = [_core.SampleRow(logit_row=i, given_token=t, num_top=0) for i in (0, 1) for t in (0, 999)]
+    rows = [
+        _core.SampleRow(logit_row=i, given_token=t, num_top=0) for i in (0, 1) for t in (0, 999)
+    ]
     tokens, logprobs, ranks, _, _ = sample(backend, logits, rows)
     assert tokens.tolist() == [0, 999, 0, 999]
     reference = log_softmax(logits)

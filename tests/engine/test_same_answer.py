@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from pagedcore import _core
 from support.tiny_models import collect, generate, make_engine, run, tiny_llama
+
+from pagedcore import _core
 
 MODEL = tiny_llama(seed=1)
 VOCAB_SIZE = 97
@@ -126,7 +127,9 @@ def test_requests_that_come_and_go_change_nothing(alone):
 
 def test_the_engine_seed_decides_where_a_request_brings_none():
     params = _core.SamplingParams(temperature=1.0, max_tokens=16)
-    runs = [generate(make_engine(MODEL, num_blocks=64, seed=s), PROMPTS[:4], params) for s in (1, 1, 2)]
+    runs = [
+        generate(make_engine(MODEL, num_blocks=64, seed=s), PROMPTS[:4], params) for s in (1, 1, 2)
+    ]
     assert runs[0] == runs[1] != runs[2]
     same_prompt = generate(make_engine(MODEL, num_blocks=64), [PROMPTS[0]] * 2, params)
     assert same_prompt[0] != same_prompt[1]

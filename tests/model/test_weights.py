@@ -145,8 +145,8 @@ def test_a_step_beyond_the_limits_is_refused_and_the_next_one_runs():
     paged = PagedModel(config, tensors, max_positions=20)
     with pytest.raises(_core.InvalidArgument, match="at most 20 tokens, got 21"):
         paged.step({0: [1] * 21})
-    with pytest.raises(_core.InvalidArgument, match="at most 1024 tokens, got 1080"):
-        paged.step({name: [1] * 18 for name in range(60)})
+    with pytest.raises(_core.InvalidArgument, match="at most 512 tokens, got 540"):
+        paged.step({name: [1] * 18 for name in range(30)})
     fresh = PagedModel(config, tensors)
     expected = fresh.step({"a": [3, 4]})["a"]
     np.testing.assert_array_equal(paged.step({"a": [3, 4]})["a"], expected)

@@ -1,5 +1,5 @@
-// Linear at the edges of memory: every tensor ends where a page that cannot be read begins, and each
-// row of a batch has the bits that it has alone.
+// Linear at the edges of memory: every tensor ends where a page that cannot be read begins, and
+// each row of a batch has the bits that it has alone.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -147,7 +147,8 @@ int main() {
       for (const DType weights : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
         for (const DType operand : {DType::kFloat32, weights}) {
           for (const int rows : {1, 2, 3, 5, 8, 9, 13, 31}) {
-            for (const auto& [in, out] : {std::pair{1, 1}, {7, 17}, {33, 16}, {64, 70}, {111, 50}}) {
+            for (const auto& [in, out] :
+                 {std::pair{1, 1}, {7, 17}, {33, 16}, {64, 70}, {111, 50}}) {
               check_shape(*backend, weights, operand, rows, in, out);
             }
           }

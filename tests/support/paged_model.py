@@ -27,15 +27,16 @@ class PagedModel:
         num_blocks=128,
         cache_dtype="float32",
         max_positions=0,
+        num_threads=2,
         isa="",
     ):
         self.config = model_config(config)
-        self.backend = _core.make_cpu_backend(2, isa)
+        self.backend = _core.make_cpu_backend(num_threads, isa)
         self.decoder = _core.Decoder(
             self.config,
             weights(tensors),
             self.backend,
-            max_tokens=1024,
+            max_tokens=512,
             max_logit_rows=1024,
             max_positions=max_positions,
         )

@@ -1,11 +1,21 @@
 """Random models small enough for a test, and engines over them."""
 
 import numpy as np
+
 from pagedcore import _core
 
 
-def tiny_llama(vocab_size=97, hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8, inner=48,
-               seed=0, positions=512):
+def tiny_llama(
+    vocab_size=97,
+    hidden=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    inner=48,
+    seed=0,
+    positions=512,
+):
     """A Llama's (ModelConfig, Weights); its logits spread enough that greedy outputs vary."""
     config = _core.ModelConfig()
     config.architecture = "LlamaForCausalLM"
@@ -53,6 +63,7 @@ class Output:
 
     def __init__(self):
         self.tokens, self.logprobs, self.reason, self.update = [], [], None, None
+        self.prompt_logprobs = None
 
     def __repr__(self):
         return f"Output({self.tokens}, {self.reason})"
@@ -76,6 +87,7 @@ def collect(outputs, updates):
         assert output.reason is None, "an update after the last one"
         output.tokens += update.new_tokens
         output.logprobs += update.logprobs or []
+        output.prompt_logprobs = output.prompt_logprobs or update.prompt_logprobs
         output.reason, output.update = update.finish_reason, update
 
 

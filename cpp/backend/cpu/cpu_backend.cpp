@@ -73,9 +73,7 @@ void CpuBackend::move_blocks(void* dst, const void* src, std::int64_t block_byte
   });
 }
 
-}  // namespace cpu
-
-std::unique_ptr<Backend> make_cpu_backend(const CpuBackendOptions& options) {
+std::unique_ptr<CpuBackend> make_backend(const CpuBackendOptions& options) {
   PAGEDCORE_REQUIRE(options.num_threads >= 0,
                     "num_threads must be 0 (as many as this process may use) or more, got ",
                     options.num_threads);
@@ -84,7 +82,13 @@ std::unique_ptr<Backend> make_cpu_backend(const CpuBackendOptions& options) {
     if (const char* forced = std::getenv("PAGEDCORE_ISA")) isa = forced;
   }
   const int num_threads = options.num_threads > 0 ? options.num_threads : num_usable_cpus();
-  return std::make_unique<cpu::CpuBackend>(num_threads, cpu::select_kernels(isa));
+  return std::make_unique<CpuBackend>(num_threads, select_kernels(isa));
+}
+
+}  // namespace cpu
+
+std::unique_ptr<Backend> make_cpu_backend(const CpuBackendOptions& options) {
+  return cpu::make_backend(options);
 }
 
 }  // namespace pagedcore

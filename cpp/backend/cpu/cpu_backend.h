@@ -1,5 +1,6 @@
 #pragma once
 
+#include <memory>
 #include <string>
 
 #include "cpp/backend/cpu/kernels.h"
@@ -26,6 +27,7 @@ class CpuBackend final : public Backend {
   void* allocate_host(std::int64_t bytes) override;
   void free_host(void* data) noexcept override;
 
+  const Kernels& kernels() const { return kernels_; }
   ThreadPool& pool() { return pool_; }
 
  private:
@@ -59,5 +61,7 @@ class CpuBackend final : public Backend {
   AttentionPlan attention_plan_;
   Context context_{pool_, workspace_, attention_plan_};
 };
+
+std::unique_ptr<CpuBackend> make_backend(const CpuBackendOptions& options);
 
 }  // namespace pagedcore::cpu

@@ -3,6 +3,7 @@
 #include <string_view>
 
 #include "cpp/backend/cpu/attention_plan.h"
+#include "cpp/backend/cpu/probes.h"
 #include "cpp/backend/cpu/workspace.h"
 #include "cpp/base/thread_pool.h"
 #include "pagedcore/ops.h"
@@ -30,6 +31,7 @@ struct Kernels {
   void (*paged_attention)(const ForwardBatch&, const PagedAttentionParams&, Context&);
   void (*gated_activation)(const GatedActivationParams&, Context&);
   void (*sample)(const SampleParams&, Context&);
+  Probes probes;
 };
 
 // The kernels of the named set, or of the best one that this processor runs if `isa` is empty.

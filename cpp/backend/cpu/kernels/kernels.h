@@ -18,5 +18,8 @@ void paged_attention(const ForwardBatch& batch, const PagedAttentionParams& para
                      Context& context);
 void gated_activation(const GatedActivationParams& params, Context& context);
 void sample(const SampleParams& params, Context& context);
+float probe_read(const void* data, std::int64_t bytes);
+double probe_f32(std::int64_t iterations, float* sink);
+double probe_bf16(std::int64_t iterations, float* sink);
 
 }  // namespace pagedcore::cpu::PAGEDCORE_ISA

@@ -14,21 +14,78 @@ std::int64_t round_up(std::int64_t n, std::int64_t step) { return (n + step - 1)
 // Converts rows of x to `dtype`, with a zero behind an odd number of inputs.
 void convert_rows(const LinearParams& params, DType dtype, std::int64_t stride, void* out,
                   ThreadPool& pool) {
-  for_each_row_range(pool, params.num_rows, 2 * params.in_features,
-                     [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t row = begin; row < end; ++row) {
-      const std::int64_t from = row * params.x_stride;
-      const std::int64_t to = row * stride;
-      for_each_vector(params.in_features, [&](std::int64_t i, int n) {
-        store_any(dtype, out, to + i, load_any(params.x_dtype, params.x, from + i, n), n);
+  for_each_row_range(
+      pool, params.num_rows, 2 * params.in_features, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t row = begin; row < end; ++row) {
+          const std::int64_t from = row * params.x_stride;
+          const std::int64_t to = row * stride;
+          for_each_vector(params.in_features, [&](std::int64_t i, int n) {
+            store_any(dtype, out, to + i, load_any(params.x_dtype, params.x, from + i, n), n);
+          });
+          if (params.in_features < stride)
+            store_any(dtype, out, to + params.in_features, zero(), 1);
+        }
       });
-      if (params.in_features < stride) store_any(dtype, out, to + params.in_features, zero(), 1);
-    }
-  });
 }
+
+// The arguments of store_outputs.
+struct Tile {
+  const LinearParams& params;
+  const OutputRange& range;
+  std::int64_t row;
+  int num_rows;
+  const float* sums;
+  std::int64_t sums_stride;
+  int up_offset;
+};
 
 Vec load_bias(const LinearWeight& weight, std::int64_t output, int n) {
   return weight.bias ? load_any(weight.bias_dtype, weight.bias, output, n) : zero();
+}
+
+// finish(sum, up, y) gives what is stored over y, of which it may read n numbers.
+template <typename T, typename Finish>
+[[gnu::always_inline]] inline void for_each_sum(const Tile& tile, T* y, Finish&& finish) {
+  const LinearParams& params = tile.params;
+  for (int j = 0; j < tile.range.num_outputs; j += kLanes) {
+    const int rest = tile.range.num_outputs - j;
+    const int n = rest < kLanes ? rest : kLanes;
+    const std::int64_t output = tile.range.output + j;
+    const Vec bias = load_bias(params.weights[tile.range.weight], output, n);
+    const Vec up_bias = tile.up_offset > 0 ? load_bias(params.weights[1], output, n) : zero();
+    const float* sum = tile.sums + j;
+    T* to = y + tile.row * params.y_stride + tile.range.column + j;
+    for (int r = 0; r < tile.num_rows; ++r, sum += tile.sums_stride, to += params.y_stride) {
+      const Vec value = finish(load(sum) + bias, load(sum + tile.up_offset) + up_bias, to, n);
+      n == kLanes ? store(to, value) : store_n(to, value, n);
+    }
+  }
+}
+
+template <typename T>
+void store_tile(const Tile& tile, T* y) {
+  const Activation activation = tile.params.activation;
+  switch (tile.params.epilogue) {
+    case LinearEpilogue::kStore:
+      if (activation == Activation::kNone) {
+        return for_each_sum(tile, y, [](Vec sum, Vec, const T*, int) { return sum; });
+      }
+      return for_each_sum(
+          tile, y, [activation](Vec sum, Vec, const T*, int) { return activate(activation, sum); });
+    case LinearEpilogue::kAccumulate:
+      return for_each_sum(tile, y, [](Vec sum, Vec, const T* to, int n) {
+        return (n == kLanes ? load(to) : load_n(to, n)) + sum;
+      });
+    case LinearEpilogue::kGated:
+      if (activation == Activation::kSilu) {
+        return for_each_sum(tile, y, [](Vec gate, Vec up, const T*, int) {
+          return activate(Activation::kSilu, gate) * up;
+        });
+      }
+      return for_each_sum(tile, y, [activation](Vec gate, Vec up, const T*, int) {
+        return activate(activation, gate) * up;
+      });
+  }
 }
 
 }  // namespace
@@ -64,22 +121,14 @@ std::int64_t linear_scratch_bytes(const LinearParams& params) {
 
 void store_outputs(const LinearParams& params, const OutputRange& range, std::int64_t row,
                    int num_rows, const float* sums, std::int64_t sums_stride, int up_offset) {
-  const LinearWeight& weight = params.weights[range.weight];
-  for (int j = 0; j < range.num_outputs; j += kLanes) {
-    const int n = range.num_outputs - j < kLanes ? range.num_outputs - j : kLanes;
-    const Vec bias = load_bias(weight, range.output + j, n);
-    const bool gated = params.epilogue == LinearEpilogue::kGated;
-    const Vec up_bias = gated ? load_bias(params.weights[1], range.output + j, n) : zero();
-    for (int r = 0; r < num_rows; ++r) {
-      const float* sum = sums + r * sums_stride + j;
-      const std::int64_t at = (row + r) * params.y_stride + range.column + j;
-      Vec y = activate(params.activation, load(sum) + bias);
-      if (gated) y = y * (load(sum + up_offset) + up_bias);
-      if (params.epilogue == LinearEpilogue::kAccumulate) {
-        y = load_any(params.y_dtype, params.y, at, n) + y;
-      }
-      store_any(params.y_dtype, params.y, at, y, n);
-    }
+  const Tile tile{params, range, row, num_rows, sums, sums_stride, up_offset};
+  switch (params.y_dtype) {
+    case DType::kBFloat16:
+      return store_tile(tile, static_cast<BFloat16*>(params.y));
+    case DType::kFloat16:
+      return store_tile(tile, static_cast<Float16*>(params.y));
+    default:
+      return store_tile(tile, static_cast<float*>(params.y));
   }
 }
 

@@ -32,7 +32,7 @@ struct OutputRange {
 };
 
 // Finishes and stores rows [row, row + num_rows) of y. sums[r * sums_stride + j] belongs to output
-// j; with kGated, up's sums lie up_offset behind gate's.
+// j; with kGated, up's sums lie up_offset behind gate's, else up_offset is 0.
 void store_outputs(const LinearParams& params, const OutputRange& range, std::int64_t row,
                    int num_rows, const float* sums, std::int64_t sums_stride, int up_offset);
 

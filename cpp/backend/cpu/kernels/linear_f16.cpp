@@ -2,6 +2,8 @@
 
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
-void linear_f16(const LinearTask& task, ThreadPool& pool) { run_linear<FmaFormat<Float16>>(task, pool); }
+void linear_f16(const LinearTask& task, ThreadPool& pool) {
+  run_linear<FmaFormat<Float16>>(task, pool);
+}
 
 }  // namespace pagedcore::cpu::PAGEDCORE_ISA

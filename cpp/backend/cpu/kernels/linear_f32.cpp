@@ -2,6 +2,8 @@
 
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
-void linear_f32(const LinearTask& task, ThreadPool& pool) { run_linear<FmaFormat<float>>(task, pool); }
+void linear_f32(const LinearTask& task, ThreadPool& pool) {
+  run_linear<FmaFormat<float>>(task, pool);
+}
 
 }  // namespace pagedcore::cpu::PAGEDCORE_ISA

@@ -7,8 +7,9 @@
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
 // How one dtype of weights meets x. The sum of an output runs over units of kStep consecutive
-// inputs, one after the other; a vector holds one unit of kLanes outputs (after a transpose) or
-// kLanes units of one output (before it).
+// inputs, one after the other; a Vec holds one unit of kLanes outputs. load_units reads kChunk
+// inputs at k of kLanes outputs and turns them into that; load_chunk_n reads the first n inputs of
+// one output, the rest 0.
 
 // Weights widened to float32, one fused multiply-add an input.
 template <typename T>
@@ -18,7 +19,16 @@ struct FmaFormat {
   static constexpr int kStep = 1;
   static constexpr int kChunk = kLanes;  // inputs in a vector of units of one output
 
-  static Vec load_chunk(const Weight* w) { return load(w); }
+  [[gnu::always_inline]] static void load_units(const void* const (&outputs)[kLanes],
+                                                std::int64_t k, Vec (&units)[kLanes]) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      load_transposed(outputs, k * static_cast<std::int64_t>(sizeof(float)), units);
+    } else {
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) units[i] = load(static_cast<const T*>(outputs[i]) + k);
+      transpose(units);
+    }
+  }
   static Vec load_chunk_n(const Weight* w, int n) { return load_n(w, n); }
   static Vec splat_unit(const Operand* x) { return splat(*x); }
   static Vec multiply_add(Vec acc, Vec w, Vec x) { return fma(w, x, acc); }
@@ -34,7 +44,10 @@ struct PairDotFormat {
   static constexpr int kStep = 2;
   static constexpr int kChunk = 2 * kLanes;
 
-  static Vec load_chunk(const Weight* w) { return Dot::load_pairs(w); }
+  [[gnu::always_inline]] static void load_units(const void* const (&outputs)[kLanes],
+                                                std::int64_t k, Vec (&units)[kLanes]) {
+    load_transposed(outputs, k * static_cast<std::int64_t>(sizeof(Weight)), units);
+  }
   static Vec load_chunk_n(const Weight* w, int n) { return Dot::load_pairs_n(w, n); }
   static Vec splat_unit(const Operand* x) { return Dot::splat_pair(x); }
   static Vec multiply_add(Vec acc, Vec w, Vec x) { return Dot::dot_pairs(acc, w, x); }

@@ -7,9 +7,11 @@
 // What drives the inner loops: one thread's share of a linear op, panel by panel.
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
-inline constexpr std::int64_t kStreamRows = 8;   // up to this many rows use weights from registers
-inline constexpr std::int64_t kPanelUnits = 512;  // units of a packed panel: it stays in the L2 cache
+inline constexpr std::int64_t kStreamRows = 8;  // up to this many rows use weights from registers
+inline constexpr std::int64_t kPanelUnits =
+    512;  // units of a packed panel: it stays in the L2 cache
 inline constexpr int kTileRows = 6;
+inline constexpr std::int64_t kMaxFirstPrefetch = 32 << 10;
 
 inline constexpr std::int64_t num_groups(std::int64_t num_outputs) {
   return (num_outputs + kLanes - 1) / kLanes;
@@ -49,10 +51,11 @@ class LinearRunner {
   void run(const Share& share) {
     row_ = share.rows.begin;
     row_end_ = share.rows.end;
-    const bool streams = row_end_ - row_ <= kStreamRows &&
-                         params_.weights[0].layout == WeightLayout::kOutIn;
+    const bool streams =
+        row_end_ - row_ <= kStreamRows && params_.weights[0].layout == WeightLayout::kOutIn;
     const std::int64_t end = share.groups.end;
     Panel<F> panel = panel_at(share.groups.begin, end);
+    if (streams) prefetch_block(panel.blocks[0]);
     for (std::int64_t group = share.groups.begin; group < end;) {
       group += panel.num_groups;
       const Panel<F> next = group < end ? panel_at(group, end) : panel;
@@ -74,7 +77,9 @@ class LinearRunner {
     const std::int64_t num_outputs = params_.weights[w].out_features;
     if (num_groups(num_outputs) - group < limit) limit = num_groups(num_outputs) - group;
     const int most = gated_ ? kPanelVectors / 2 : kPanelVectors;
-    panel.num_groups = limit >= most ? most : limit >= 2 ? 2 : 1;
+    panel.num_groups = limit <= most ? static_cast<int>(limit)
+                       : most == 4 && (limit == 5 || limit == 6 || limit == 9) ? 3
+                                                                               : most;
     panel.range.weight = w;
     panel.range.output = group * kLanes;
     panel.range.column += panel.range.output;
@@ -108,41 +113,36 @@ class LinearRunner {
 
   void finish(const Panel<F>& panel, std::int64_t row, int num_rows, const float* sums) const {
     store_outputs(params_, panel.range, row, num_rows, sums, kPanelWidth,
-                  panel.num_groups * kLanes);
+                  gated_ ? panel.num_groups * kLanes : 0);
+  }
+
+  void prefetch_block(const Block<F>& block) const {
+    const auto* bytes = reinterpret_cast<const char*>(block.data);
+    const std::int64_t num_bytes = block.num_outputs * block.stride * sizeof(Weight);
+    for (std::int64_t i = 0; i < num_bytes && i < kMaxFirstPrefetch; i += 64)
+      prefetch_l2(bytes + i);
   }
 
   void stream(const Panel<F>& panel, const Panel<F>& next_panel) {
     const int num_rows = static_cast<int>(row_end_ - row_);
     const Operand* x[kStreamRows];
     rows_of_x(row_, kStreamRows, 0, x);
-    const auto address = [&](int i) {
-      const Block<F>& block = i < panel.num_blocks ? panel.blocks[i]
-                                                   : next_panel.blocks[i - panel.num_blocks];
-      return reinterpret_cast<const char*>(block.data);
-    };
-    for (int i = 0; i < panel.num_blocks;) {
-      const int count = num_rows <= 2 && panel.num_blocks - i >= 2 ? 2 : 1;
-      const char* next[2] = {address(i + count), address(i + count + (next_panel.num_blocks > 1))};
-      stream_some(panel.blocks + i, next, num_rows, count, x, sums_ + i * kLanes);
-      i += count;
+    for (int i = 0; i < panel.num_blocks; ++i) {
+      const bool last = i + 1 == panel.num_blocks;
+      const Block<F>& next = last ? next_panel.blocks[0] : panel.blocks[i + 1];
+      stream_some(panel.blocks[i], reinterpret_cast<const char*>(next.data), num_rows, x,
+                  sums_ + i * kLanes);
     }
     finish(panel, row_, num_rows, sums_);
   }
 
-  void stream_some(const Block<F>* blocks, const char* const* next, int num_rows, int num_blocks,
-                   const Operand* const* x, float* sums) const {
+  void stream_some(const Block<F>& block, const char* next, int num_rows, const Operand* const* x,
+                   float* sums) const {
     const std::int64_t k = params_.in_features;
-    if (num_rows == 1) {
-      num_blocks == 2 ? stream_blocks<F, 1, 2>(blocks, next, k, x, sums)
-                      : stream_blocks<F, 1, 1>(blocks, next, k, x, sums);
-    } else if (num_rows == 2) {
-      num_blocks == 2 ? stream_blocks<F, 2, 2>(blocks, next, k, x, sums)
-                      : stream_blocks<F, 2, 1>(blocks, next, k, x, sums);
-    } else if (num_rows <= 4) {
-      stream_blocks<F, 4, 1>(blocks, next, k, x, sums);
-    } else {
-      stream_blocks<F, 8, 1>(blocks, next, k, x, sums);
-    }
+    if (num_rows == 1) return stream_block<F, 1>(block, next, k, x, sums);
+    if (num_rows == 2) return stream_block<F, 2>(block, next, k, x, sums);
+    if (num_rows <= 4) return stream_block<F, 4>(block, next, k, x, sums);
+    stream_block<F, 8>(block, next, k, x, sums);
   }
 
   void multiply(const Panel<F>& panel, const Panel<F>& next_panel, bool has_next) {
@@ -191,6 +191,9 @@ class LinearRunner {
     } else if (num_blocks == 2) {
       full ? multiply_tile<F, kTileRows, 2>(panel_, num_units, x, first, prefetch, sums)
            : multiply_tile<F, 4, 2>(panel_, num_units, x, first, prefetch, sums);
+    } else if (num_blocks == 3) {
+      full ? multiply_tile<F, kTileRows, 3>(panel_, num_units, x, first, prefetch, sums)
+           : multiply_tile<F, 4, 3>(panel_, num_units, x, first, prefetch, sums);
     } else {
       full ? multiply_tile<F, kTileRows, kPanelVectors>(panel_, num_units, x, first, prefetch, sums)
            : multiply_tile<F, 4, kPanelVectors>(panel_, num_units, x, first, prefetch, sums);

@@ -50,9 +50,9 @@ class Prefetch {
       return false;
     }
     const bool by_input = blocks_->layout == WeightLayout::kInOut;
-    const auto* row = by_input ? blocks_->data + (k_ + row_) * blocks_->stride
-                               : blocks_[row_ / kLanes].data +
-                                     row_ % kLanes * blocks_[row_ / kLanes].stride + k_;
+    const auto* row =
+        by_input ? blocks_->data + (k_ + row_) * blocks_->stride
+                 : blocks_[row_ / kLanes].data + row_ % kLanes * blocks_[row_ / kLanes].stride + k_;
     next_ = reinterpret_cast<const char*>(row);
     end_ = next_ + row_bytes_;
     ++row_;
@@ -70,82 +70,62 @@ class Prefetch {
   int lines_a_step_ = 0;
 };
 
-// Reads kLanes outputs' chunk of inputs at `k` and turns it: rows[u] is unit u of all outputs.
+// The units of a last chunk of fewer inputs.
 template <typename F>
-[[gnu::always_inline]] inline void load_units(const typename F::Weight* const (&outputs)[kLanes],
-                                              std::int64_t k, Vec (&units)[kLanes]) {
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) units[i] = F::load_chunk(outputs[i] + k);
-  transpose(units);
-}
-
-template <typename F>
-[[gnu::always_inline]] inline void load_units_n(const typename F::Weight* const (&outputs)[kLanes],
+[[gnu::always_inline]] inline void load_units_n(const void* const (&outputs)[kLanes],
                                                 std::int64_t k, int num_inputs,
                                                 Vec (&units)[kLanes]) {
 #pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) units[i] = F::load_chunk_n(outputs[i] + k, num_inputs);
+  for (int i = 0; i < kLanes; ++i) {
+    const auto* output = static_cast<const typename F::Weight*>(outputs[i]);
+    units[i] = F::load_chunk_n(output + k, num_inputs);
+  }
   transpose(units);
 }
 
 // Where each output's inputs start; absent outputs read the last present one.
 template <typename F>
 [[gnu::always_inline]] inline void output_rows(const Block<F>& block,
-                                               const typename F::Weight* (&outputs)[kLanes]) {
+                                               const void* (&outputs)[kLanes]) {
   for (int i = 0; i < kLanes; ++i) {
     outputs[i] = block.data + (i < block.num_outputs ? i : block.num_outputs - 1) * block.stride;
   }
 }
 
-// Few rows: sums of V blocks for R rows of x, weights read once and used from registers. Blocks are
-// kOutIn. x[r] points to in_features inputs padded with zero to kStep. `next` starts the blocks that
-// the caller wants next; they are fetched in the order of memory while these are worked on, since
-// kLanes streams of one cache line each would defeat the hardware's prefetching.
-template <typename F, int R, int V>
-void stream_blocks(const Block<F>* blocks, const char* const* next, std::int64_t in_features,
-                   const typename F::Operand* const* x, float* sums) {
+// Few rows: the sums of one block for R rows of x, its weights read once and used from registers.
+// The block is kOutIn. x[r] points to in_features inputs padded with zero to kStep. `next` starts
+// the block that the caller wants next; it is fetched in the order of memory while this one is
+// worked on, since kLanes streams of one cache line each defeat the hardware's prefetching.
+template <typename F, int R>
+void stream_block(const Block<F>& block, const char* next, std::int64_t in_features,
+                  const typename F::Operand* const* x, float* sums) {
   constexpr int kUnitBytes = kLanes * F::kStep * static_cast<int>(sizeof(typename F::Weight));
-  const typename F::Weight* outputs[V][kLanes];
-  Vec acc[V][R];
-  for (int v = 0; v < V; ++v) {
-    output_rows(blocks[v], outputs[v]);
-    for (int r = 0; r < R; ++r) acc[v][r] = zero();
-  }
-  std::int64_t k = 0;
-  std::int64_t ahead = 0;
-  for (; k + F::kChunk <= in_features; k += F::kChunk) {
-#pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) {
-      Vec units[kLanes];
-      load_units<F>(outputs[v], k, units);
-#pragma GCC unroll 16
-      for (int u = 0; u < kLanes; ++u) {
-        if ((u * kUnitBytes) % 64 == 0) prefetch_l2(next[v] + ahead + u * kUnitBytes);
+  const void* outputs[kLanes];
+  output_rows(block, outputs);
+  Vec acc[R];
+  for (int r = 0; r < R; ++r) acc[r] = zero();
+  Vec units[kLanes];
+  const auto add_unit = [&](std::int64_t k, int u) __attribute__((always_inline)) {
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-          const Vec operand = F::splat_unit(x[r] + k + u * F::kStep);
-          acc[v][r] = F::multiply_add(acc[v][r], units[u], operand);
-        }
-      }
+    for (int r = 0; r < R; ++r) {
+      acc[r] = F::multiply_add(acc[r], units[u], F::splat_unit(x[r] + k + u * F::kStep));
     }
-    ahead += kLanes * kUnitBytes;
+  };
+  std::int64_t k = 0;
+  for (; k + F::kChunk <= in_features; k += F::kChunk, next += kLanes * kUnitBytes) {
+    F::load_units(outputs, k, units);
+#pragma GCC unroll 16
+    for (int u = 0; u < kLanes; ++u) {
+      if ((u * kUnitBytes) % 64 == 0) prefetch_l2(next + u * kUnitBytes);
+      add_unit(k, u);
+    }
   }
   if (k < in_features) {
     const int rest = static_cast<int>(in_features - k);
-    for (int v = 0; v < V; ++v) {
-      Vec units[kLanes];
-      load_units_n<F>(outputs[v], k, rest, units);
-      for (int u = 0; u * F::kStep < rest; ++u) {
-        for (int r = 0; r < R; ++r) {
-          const Vec operand = F::splat_unit(x[r] + k + u * F::kStep);
-          acc[v][r] = F::multiply_add(acc[v][r], units[u], operand);
-        }
-      }
-    }
+    load_units_n<F>(outputs, k, rest, units);
+    for (int u = 0; u * F::kStep < rest; ++u) add_unit(k, u);
   }
-  for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < V; ++v) store(sums + r * kPanelWidth + v * kLanes, acc[v][r]);
-  }
+  for (int r = 0; r < R; ++r) store(sums + r * kPanelWidth, acc[r]);
 }
 
 // Many rows: writes the units of inputs [k, k_end) of one block into a panel whose units are
@@ -161,11 +141,11 @@ void pack_block(const Block<F>& block, std::int64_t k, std::int64_t k_end, std::
     }
     return;
   }
-  const typename F::Weight* outputs[kLanes];
+  const void* outputs[kLanes];
   output_rows(block, outputs);
   Vec units[kLanes];
   for (; k + F::kChunk <= k_end; k += F::kChunk) {
-    load_units<F>(outputs, k, units);
+    F::load_units(outputs, k, units);
 #pragma GCC unroll 16
     for (int u = 0; u < kLanes; ++u) store(panel + u * unit_stride, units[u]);
     panel += kLanes * unit_stride;

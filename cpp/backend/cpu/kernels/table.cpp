@@ -17,6 +17,7 @@ extern constinit const Kernels kKernels = {
     .paged_attention = paged_attention,
     .gated_activation = gated_activation,
     .sample = sample,
+    .probes = {probe_read, probe_f32, probe_bf16},
 };
 
 }  // namespace pagedcore::cpu::PAGEDCORE_ISA

@@ -9,8 +9,8 @@
 // The vectors of one instruction set. Every set defines the same names:
 //   Vec          kLanes float32 (or, for transpose, any 32-bit units)
 //   kNumRegisters  of the processor that hold a Vec
-//   load, store  kLanes numbers of float, BFloat16 or Float16, unaligned; stores round to nearest even
-//   load_n, ...  the first n <= kLanes of them: nothing behind is touched, missing lanes are 0
+//   load, store  kLanes numbers of float, BFloat16 or Float16, unaligned; stores round to nearest
+//   even load_n, ...  the first n <= kLanes of them: nothing behind is touched, missing lanes are 0
 // and + - * / on Vec work lane by lane. Sums of lanes have one fixed order.
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
@@ -27,7 +27,9 @@ inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
 inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 inline Vec sqrt(Vec a) { return _mm256_sqrt_ps(a); }
 // To the nearest integer, ties to even.
-inline Vec round(Vec a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline Vec round(Vec a) {
+  return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 // 2^n. REQUIRES: n is integral, -126 <= n <= 127.
 inline Vec exp2_integral(Vec n) {
   const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
@@ -67,8 +69,7 @@ inline void store(Float16* p, Vec a) {
 inline void store(BFloat16* p, Vec a) {
   const __m256i bits = _mm256_castps_si256(a);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i rounded =
-      _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
   const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
   const __m256i x = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
@@ -94,26 +95,51 @@ inline void store_n(T* p, Vec a, int n) {
   for (int i = 0; i < n; ++i) p[i] = copy[i];
 }
 
-// Lane j of rows[i] becomes lane i of rows[j].
-[[gnu::always_inline]] inline void transpose(Vec (&rows)[kLanes]) {
-  Vec a[8], b[8];
-#pragma GCC unroll 4
-  for (int i = 0; i < 8; i += 2) {
-    a[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
-    a[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
-  }
+// 128-bit group g of lanes holds numbers 4c .. 4c + 3 of row 4g + r in quads[4c + r]; makes
+// numbers[i] from that: number i of all rows, in their order.
+[[gnu::always_inline]] inline void transpose_quads(const Vec (&quads)[8], Vec (&numbers)[8]) {
 #pragma GCC unroll 2
   for (int i = 0; i < 8; i += 4) {
-    b[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44);
-    b[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xee);
-    b[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44);
-    b[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+    const Vec low01 = _mm256_unpacklo_ps(quads[i], quads[i + 1]);
+    const Vec high01 = _mm256_unpackhi_ps(quads[i], quads[i + 1]);
+    const Vec low23 = _mm256_unpacklo_ps(quads[i + 2], quads[i + 3]);
+    const Vec high23 = _mm256_unpackhi_ps(quads[i + 2], quads[i + 3]);
+    numbers[i] = _mm256_shuffle_ps(low01, low23, 0x44);
+    numbers[i + 1] = _mm256_shuffle_ps(low01, low23, 0xee);
+    numbers[i + 2] = _mm256_shuffle_ps(high01, high23, 0x44);
+    numbers[i + 3] = _mm256_shuffle_ps(high01, high23, 0xee);
   }
+}
+
+// Lane j of rows[i] becomes lane i of rows[j].
+[[gnu::always_inline]] inline void transpose(Vec (&rows)[kLanes]) {
+  Vec quads[8];
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    rows[i] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
-    rows[i + 4] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
+  for (int r = 0; r < 4; ++r) {
+    quads[r] = _mm256_permute2f128_ps(rows[r], rows[4 + r], 0x20);
+    quads[4 + r] = _mm256_permute2f128_ps(rows[r], rows[4 + r], 0x31);
   }
+  transpose_quads(quads, rows);
+}
+
+// units[j] becomes the 32-bit units j, from rows[i] + byte_offset, of all rows i. Halves that the
+// load puts together need no shuffle.
+[[gnu::always_inline]] inline void load_transposed(const void* const (&rows)[kLanes],
+                                                   std::int64_t byte_offset, Vec (&units)[kLanes]) {
+  const auto load_quad = [&](int row, int quad) __attribute__((always_inline)) {
+    return _mm_loadu_ps(reinterpret_cast<const float*>(static_cast<const char*>(rows[row]) +
+                                                       byte_offset + 16 * quad));
+  };
+  Vec quads[8];
+#pragma GCC unroll 2
+  for (int c = 0; c < 2; ++c) {
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+      quads[4 * c + r] =
+          _mm256_insertf128_ps(_mm256_castps128_ps256(load_quad(r, c)), load_quad(4 + r, c), 1);
+    }
+  }
+  transpose_quads(quads, units);
 }
 
 inline void prefetch_l1(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

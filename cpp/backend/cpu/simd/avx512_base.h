@@ -75,33 +75,61 @@ inline void store_n(T* p, Vec a, int n) {
   _mm256_mask_storeu_epi16(p, first_lanes(n), narrow(T{}, a));
 }
 
-// Lane j of rows[i] becomes lane i of rows[j].
-[[gnu::always_inline]] inline void transpose(Vec (&rows)[kLanes]) {
-  Vec a[16], b[16];
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {
-    a[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
-    a[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
-  }
-  // 128-bit group g of b[4q + r] holds lane 4g + r of rows 4q .. 4q + 3.
+// 128-bit group g of lanes holds numbers 4c .. 4c + 3 of row 4g + r in quads[4c + r]; makes
+// numbers[i] from that: number i of all rows, in their order.
+[[gnu::always_inline]] inline void transpose_quads(const Vec (&quads)[16], Vec (&numbers)[16]) {
 #pragma GCC unroll 4
   for (int i = 0; i < 16; i += 4) {
-    b[i] = _mm512_shuffle_ps(a[i], a[i + 2], 0x44);
-    b[i + 1] = _mm512_shuffle_ps(a[i], a[i + 2], 0xee);
-    b[i + 2] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0x44);
-    b[i + 3] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+    const Vec low01 = _mm512_unpacklo_ps(quads[i], quads[i + 1]);
+    const Vec high01 = _mm512_unpackhi_ps(quads[i], quads[i + 1]);
+    const Vec low23 = _mm512_unpacklo_ps(quads[i + 2], quads[i + 3]);
+    const Vec high23 = _mm512_unpackhi_ps(quads[i + 2], quads[i + 3]);
+    numbers[i] = _mm512_shuffle_ps(low01, low23, 0x44);
+    numbers[i + 1] = _mm512_shuffle_ps(low01, low23, 0xee);
+    numbers[i + 2] = _mm512_shuffle_ps(high01, high23, 0x44);
+    numbers[i + 3] = _mm512_shuffle_ps(high01, high23, 0xee);
   }
+}
+
+// Lane j of rows[i] becomes lane i of rows[j].
+[[gnu::always_inline]] inline void transpose(Vec (&rows)[kLanes]) {
+  Vec quads[16];
 #pragma GCC unroll 4
   for (int r = 0; r < 4; ++r) {
-    const Vec even_low = _mm512_shuffle_f32x4(b[r], b[4 + r], 0x88);
-    const Vec odd_low = _mm512_shuffle_f32x4(b[r], b[4 + r], 0xdd);
-    const Vec even_high = _mm512_shuffle_f32x4(b[8 + r], b[12 + r], 0x88);
-    const Vec odd_high = _mm512_shuffle_f32x4(b[8 + r], b[12 + r], 0xdd);
-    rows[r] = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
-    rows[4 + r] = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
-    rows[8 + r] = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
-    rows[12 + r] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
+    const Vec low0 = _mm512_shuffle_f32x4(rows[r], rows[4 + r], 0x44);
+    const Vec high0 = _mm512_shuffle_f32x4(rows[r], rows[4 + r], 0xee);
+    const Vec low1 = _mm512_shuffle_f32x4(rows[8 + r], rows[12 + r], 0x44);
+    const Vec high1 = _mm512_shuffle_f32x4(rows[8 + r], rows[12 + r], 0xee);
+    quads[r] = _mm512_shuffle_f32x4(low0, low1, 0x88);
+    quads[4 + r] = _mm512_shuffle_f32x4(low0, low1, 0xdd);
+    quads[8 + r] = _mm512_shuffle_f32x4(high0, high1, 0x88);
+    quads[12 + r] = _mm512_shuffle_f32x4(high0, high1, 0xdd);
   }
+  transpose_quads(quads, rows);
+}
+
+// units[j] becomes the 32-bit units j, from rows[i] + byte_offset, of all rows i. Halves that the
+// load puts together need no shuffle, and shuffles compete with multiply-adds on Zen 4.
+[[gnu::always_inline]] inline void load_transposed(const void* const (&rows)[kLanes],
+                                                   std::int64_t byte_offset, Vec (&units)[kLanes]) {
+  const auto load_half = [&](int row, int half) __attribute__((always_inline)) {
+    return _mm256_loadu_ps(reinterpret_cast<const float*>(static_cast<const char*>(rows[row]) +
+                                                          byte_offset + 32 * half));
+  };
+  Vec quads[16];
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; ++r) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const Vec first =
+          _mm512_insertf32x8(_mm512_castps256_ps512(load_half(r, half)), load_half(4 + r, half), 1);
+      const Vec second = _mm512_insertf32x8(_mm512_castps256_ps512(load_half(8 + r, half)),
+                                            load_half(12 + r, half), 1);
+      quads[8 * half + r] = _mm512_shuffle_f32x4(first, second, 0x88);
+      quads[8 * half + 4 + r] = _mm512_shuffle_f32x4(first, second, 0xdd);
+    }
+  }
+  transpose_quads(quads, units);
 }
 
 inline void prefetch_l1(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

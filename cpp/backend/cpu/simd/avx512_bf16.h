@@ -48,7 +48,8 @@ struct Bf16Dot {
     const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, b));
     return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
   }
-  // acc + a[2i] * b[2i] + a[2i + 1] * b[2i + 1] in each lane i: two roundings, in the processor's order.
+  // acc + a[2i] * b[2i] + a[2i + 1] * b[2i + 1] in each lane i: two roundings, in the order of the
+  // processor.
   static Vec dot_pairs(Vec acc, Vec a, Vec b) {
     return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
   }

@@ -38,9 +38,7 @@ inline float sum(Vec a) {
 inline float max_lane(Vec a) { return vmaxvq_f32(a); }
 
 inline Vec load(const float* p) { return vld1q_f32(p); }
-inline Vec load(const Float16* p) {
-  return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits)));
-}
+inline Vec load(const Float16* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits))); }
 inline Vec load(const BFloat16* p) {
   return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(&p->bits), 16));
 }
@@ -76,6 +74,16 @@ inline void store_n(T* p, Vec a, int n) {
   rows[1] = vcombine_f32(vget_low_f32(a.val[1]), vget_low_f32(b.val[1]));
   rows[2] = vcombine_f32(vget_high_f32(a.val[0]), vget_high_f32(b.val[0]));
   rows[3] = vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1]));
+}
+
+// units[j] becomes the 32-bit units j, from rows[i] + byte_offset, of all rows i.
+[[gnu::always_inline]] inline void load_transposed(const void* const (&rows)[kLanes],
+                                                   std::int64_t byte_offset, Vec (&units)[kLanes]) {
+  for (int i = 0; i < kLanes; ++i) {
+    const auto* bytes = static_cast<const std::uint8_t*>(rows[i]) + byte_offset;
+    units[i] = vreinterpretq_f32_u8(vld1q_u8(bytes));
+  }
+  transpose(units);
 }
 
 inline void prefetch_l1(const void* p) { __builtin_prefetch(p, 0, 3); }

@@ -9,8 +9,6 @@ import typing
 import numpy
 import numpy.typing
 
-__version__: str
-
 class Error(RuntimeError):
     pass
 
@@ -386,3 +384,5 @@ def sample(
     max_top: int = 0,
 ) -> tuple[typing.Any]: ...
 def supported_architectures() -> list[str]: ...
+
+__version__: str = "0.1.0"

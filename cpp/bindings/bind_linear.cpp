@@ -1,0 +1,90 @@
+#include <pybind11/native_enum.h>
+#include <optional>
+#include <vector>
+
+#include "cpp/bindings/array_arg.h"
+#include "cpp/bindings/bindings.h"
+#include "pagedcore/backend.h"
+#include "pagedcore/error.h"
+
+namespace pagedcore::bindings {
+namespace {
+
+using OptionalArray = std::optional<py::object>;
+
+LinearWeight linear_weight(const ArrayArg& array, WeightLayout layout, std::int64_t in_features) {
+  const bool out_in = layout == WeightLayout::kOutIn;
+  if (out_in) {
+    array.require_shape({-1, in_features});
+  } else {
+    array.require_shape({in_features, -1});
+  }
+  LinearWeight weight;
+  weight.data = array.data();
+  weight.dtype = array.dtype();
+  weight.layout = layout;
+  weight.out_features = array.shape()[out_in ? 0 : 1];
+  return weight;
+}
+
+void linear(Backend& backend, const py::object& x, const std::vector<py::object>& weights,
+            const py::object& y, const std::vector<OptionalArray>& biases, LinearEpilogue epilogue,
+            std::optional<Activation> activation, bool in_out, const std::string& x_dtype,
+            const std::string& weight_dtype, const std::string& bias_dtype,
+            const std::string& y_dtype) {
+  const ArrayArg input(x, "x", x_dtype);
+  const ArrayArg out(y, "y", y_dtype, true);
+  input.require_shape({-1, -1});
+  LinearParams params;
+  params.num_rows = input.shape()[0];
+  params.in_features = input.shape()[1];
+  params.x = input.data();
+  params.x_dtype = input.dtype();
+  params.x_stride = params.in_features;
+  params.epilogue = epilogue;
+  params.activation = activation.value_or(Activation::kNone);
+  params.num_weights = static_cast<int>(weights.size());
+  PAGEDCORE_REQUIRE(weights.size() >= 1 && weights.size() <= params.weights.size(),
+                    "weights must be 1 to 3 arrays, got ", weights.size());
+  PAGEDCORE_REQUIRE(biases.empty() || biases.size() == weights.size(),
+                    "biases must be one for each of ", weights.size(), " weights, got ",
+                    biases.size());
+  std::vector<ArrayArg> kept;  // holds a reference to each array for the call
+  std::int64_t width = 0;
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    kept.emplace_back(weights[i], "weight", weight_dtype);
+    LinearWeight& weight = params.weights[i];
+    weight = linear_weight(kept.back(), in_out ? WeightLayout::kInOut : WeightLayout::kOutIn,
+                           params.in_features);
+    width += weight.out_features;
+    if (biases.empty() || !biases[i]) continue;
+    kept.emplace_back(*biases[i], "bias", bias_dtype);
+    kept.back().require_shape({weight.out_features});
+    weight.bias = kept.back().data();
+    weight.bias_dtype = kept.back().dtype();
+  }
+  if (epilogue == LinearEpilogue::kGated) width = params.weights[0].out_features;
+  out.require_shape({params.num_rows, width});
+  params.y = out.data();
+  params.y_dtype = out.dtype();
+  params.y_stride = width;
+  const py::gil_scoped_release no_gil;
+  backend.linear(params);
+}
+
+}  // namespace
+
+void bind_linear(py::module_& ops) {
+  py::native_enum<LinearEpilogue>(ops, "LinearEpilogue", "enum.Enum")
+      .value("STORE", LinearEpilogue::kStore)
+      .value("ACCUMULATE", LinearEpilogue::kAccumulate)
+      .value("GATED", LinearEpilogue::kGated)
+      .finalize();
+  ops.def("linear", &linear, py::arg("backend"), py::arg("x"), py::arg("weights"), py::arg("y"),
+          py::arg("biases") = std::vector<OptionalArray>{},
+          py::arg("epilogue") = LinearEpilogue::kStore, py::arg("activation") = py::none(),
+          py::arg("in_out") = false, py::arg("x_dtype") = "", py::arg("weight_dtype") = "",
+          py::arg("bias_dtype") = "", py::arg("y_dtype") = "");
+}
+
+}  // namespace pagedcore::bindings

@@ -1,0 +1,193 @@
+// The decoder's path for memory that the host cannot read: weights are uploaded, bytes are as
+// foretold, results are those of the host.
+#include <cstring>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "pagedcore/backend.h"
+#include "pagedcore/decoder.h"
+#include "tests/native/check.h"
+
+namespace pagedcore {
+namespace {
+
+// The CPU's ops behind a backend that claims to be a device.
+class FakeDevice final : public Backend {
+ public:
+  std::string description() const override { return "fake"; }
+  bool is_host() const override { return false; }
+  ActivationDTypes activation_dtypes(DType weights) const override {
+    return cpu_->activation_dtypes(weights);
+  }
+  void upload(void* dst, const void* src, std::int64_t bytes) override {
+    cpu_->upload(dst, src, bytes);
+  }
+  void download(void* dst, const void* src, std::int64_t bytes) override {
+    cpu_->download(dst, src, bytes);
+  }
+  void reserve_steps(std::int32_t, std::int32_t, std::int64_t) override {}
+  std::int64_t sample_workspace_bytes(std::int64_t, std::int32_t) const override { return 0; }
+  ForwardBatch stage(const ForwardBatch& batch) override { return batch; }
+  void* allocate_host(std::int64_t bytes) override { return cpu_->allocate_host(bytes); }
+  void free_host(void* data) noexcept override { cpu_->free_host(data); }
+
+  std::vector<LinearParams> linears;  // every one that was called
+
+ private:
+  void* do_allocate(std::int64_t bytes) override { return cpu_->allocate_host(bytes); }
+  void do_free(void* data) noexcept override { cpu_->free_host(data); }
+  void do_embed(const EmbedParams& params) override { cpu_->embed(params); }
+  void do_norm(const NormParams& params) override { cpu_->norm(params); }
+  void do_linear(const LinearParams& params) override {
+    linears.push_back(params);
+    cpu_->linear(params);
+  }
+  void do_rope_and_cache(const RopeAndCacheParams& params) override {
+    cpu_->rope_and_cache(params);
+  }
+  void do_paged_attention(const ForwardBatch& batch, const PagedAttentionParams& params) override {
+    cpu_->paged_attention(batch, params);
+  }
+  void do_gated_activation(const GatedActivationParams& params) override {
+    cpu_->gated_activation(params);
+  }
+  void do_sample(const SampleParams& params) override { cpu_->sample(params); }
+  void do_copy_blocks(const KvCacheView&, std::span<const BlockCopy>) override {}
+  void do_swap_out(const KvCacheView&, void*, std::span<const BlockCopy>) override {}
+  void do_swap_in(const KvCacheView&, const void*, std::span<const BlockCopy>) override {}
+
+  std::unique_ptr<Backend> cpu_ = make_cpu_backend({.num_threads = 1, .isa = ""});
+};
+
+constexpr std::int64_t kHidden = 64;
+constexpr std::int64_t kVocab = 96;
+
+ModelConfig small_llama() {
+  ModelConfig config;
+  config.architecture = "LlamaForCausalLM";
+  config.vocab_size = kVocab;
+  config.hidden_size = config.embedding_size = kHidden;
+  config.intermediate_size = 128;
+  config.num_layers = 2;
+  config.num_heads = 4;
+  config.num_kv_heads = 2;
+  config.head_dim = 16;
+  config.max_position_embeddings = 64;
+  config.tied_embeddings = true;
+  return config;
+}
+
+// Float32 tensors that own their memory.
+struct Checkpoint {
+  std::map<std::string, std::vector<float>> data;
+  Weights weights;
+
+  void add(const std::string& name, std::int64_t rows, std::int64_t columns) {
+    std::vector<float>& values = data[name];
+    values.resize(rows * columns);
+    std::uint32_t random = static_cast<std::uint32_t>(data.size());
+    for (float& value : values) {
+      random = random * 1664525u + 1013904223u;
+      value = static_cast<float>(random >> 8) / (1 << 24) - 0.5f;
+    }
+    TensorView view{.data = values.data(), .rank = columns > 1 ? 2 : 1, .shape = {rows, columns}};
+    weights.tensors[name] = view;
+  }
+};
+
+Checkpoint make_checkpoint() {
+  Checkpoint checkpoint;
+  checkpoint.add("model.embed_tokens.weight", kVocab, kHidden);
+  checkpoint.add("model.norm.weight", kHidden, 1);
+  for (const std::string layer : {"model.layers.0.", "model.layers.1."}) {
+    checkpoint.add(layer + "input_layernorm.weight", kHidden, 1);
+    checkpoint.add(layer + "post_attention_layernorm.weight", kHidden, 1);
+    checkpoint.add(layer + "self_attn.q_proj.weight", 64, kHidden);
+    checkpoint.add(layer + "self_attn.k_proj.weight", 32, kHidden);
+    checkpoint.add(layer + "self_attn.v_proj.weight", 32, kHidden);
+    checkpoint.add(layer + "self_attn.o_proj.weight", kHidden, 64);
+    checkpoint.add(layer + "mlp.gate_proj.weight", 128, kHidden);
+    checkpoint.add(layer + "mlp.up_proj.weight", 128, kHidden);
+    checkpoint.add(layer + "mlp.down_proj.weight", kHidden, 128);
+  }
+  return checkpoint;
+}
+
+std::vector<float> run(Decoder& decoder, Backend& backend) {
+  const std::vector<std::int32_t> tokens = {3, 50, 95, 0, 7};
+  const std::vector<std::int32_t> positions = {0, 1, 2, 3, 4};
+  const std::vector<std::int64_t> slots = {4, 5, 6, 7, 0};
+  const std::vector<std::int32_t> starts = {0, 5};
+  const std::vector<std::int32_t> zeros = {0};
+  const std::vector<BlockId> table = {1, 0};
+  const std::vector<std::int32_t> rows = {1, 4};
+  ForwardBatch batch;
+  batch.num_tokens = 5;
+  batch.num_seqs = 1;
+  batch.num_logit_rows = 2;
+  batch.max_query_len = batch.max_context_len = 5;
+  batch.tokens = tokens.data();
+  batch.positions = positions.data();
+  batch.slots = slots.data();
+  batch.query_starts = starts.data();
+  batch.context_lens = zeros.data();
+  batch.table_rows = zeros.data();
+  batch.block_tables = table.data();
+  batch.table_stride = 2;
+  batch.logit_rows = rows.data();
+
+  KvCacheView cache{
+      .num_blocks = 2, .num_layers = 2, .num_kv_heads = 2, .block_size = 4, .head_dim = 16};
+  const Buffer memory(backend, cache.num_blocks * cache.block_bytes());
+  cache.data = memory.data();
+  std::vector<float> logits(2 * kVocab);
+  backend.download(logits.data(), decoder.forward(backend.stage(batch), cache),
+                   std::ssize(logits) * 4);
+  return logits;
+}
+
+bool adjoin(const LinearWeight& first, const LinearWeight& second, std::int64_t in_features) {
+  return static_cast<const char*>(first.data) + first.out_features * in_features * 4 == second.data;
+}
+
+void test_device_gives_the_logits_of_the_host_and_needs_no_host_weights() {
+  Checkpoint checkpoint = make_checkpoint();
+  const ModelConfig config = small_llama();
+  const DecoderLimits limits{.max_tokens = 8, .max_logit_rows = 4};
+
+  const std::unique_ptr<Backend> host = make_cpu_backend({.num_threads = 1, .isa = ""});
+  Decoder on_host(config, checkpoint.weights, *host, limits);
+  const std::vector<float> expected = run(on_host, *host);
+  CHECK(expected[0] != expected[1]);
+
+  FakeDevice device;
+  const std::int64_t foretold =
+      Decoder::workspace_bytes(config, checkpoint.weights, device, limits);
+  std::int64_t checkpoint_bytes = 0;
+  {
+    Decoder decoder(config, checkpoint.weights, device, limits);
+    CHECK(device.allocated_bytes() == foretold);
+    for (auto& [name, values] : checkpoint.data) {
+      checkpoint_bytes += std::ssize(values) * 4;
+      std::memset(values.data(), 0xff, values.size() * 4);  // NaN
+    }
+    CHECK(run(decoder, device) == expected);
+  }
+  CHECK(foretold >= host->allocated_bytes() + checkpoint_bytes);
+  CHECK(device.allocated_bytes() == 0);
+
+  const LinearParams& qkv = device.linears[0];
+  CHECK(qkv.num_weights == 3);
+  CHECK(adjoin(qkv.weights[0], qkv.weights[1], kHidden));
+  CHECK(adjoin(qkv.weights[1], qkv.weights[2], kHidden));
+  const LinearParams& up = device.linears[2];
+  CHECK(up.epilogue == LinearEpilogue::kGated);
+  CHECK(adjoin(up.weights[0], up.weights[1], kHidden));
+}
+
+}  // namespace
+}  // namespace pagedcore
+
+int main() { pagedcore::test_device_gives_the_logits_of_the_host_and_needs_no_host_weights(); }
