@@ -226,3 +226,14 @@ def test_a_wrong_parameter_is_refused_and_the_backend_goes_on(ops):
         ops.linear(x, [w], y)
     ops.linear(x, [w.bfloat16()], y)
     assert not y.isnan().any()
+
+
+def test_a_row_gives_the_same_bytes_among_any_rows_of_its_class(ops):
+    """One cuBLASLt algorithm serves 17 to 32 rows, and so on; see cuda/README.md."""
+    for low, high in ((3, 16), (17, 32), (33, 64), (65, 128), (129, 256)):
+        for k, n in ((2048, 2048), (4096, 6144)):
+            x, w = randn(high, k, dtype="bfloat16"), randn(n, k, dtype="bfloat16", seed=1)
+            whole, part = poisoned(high, n, dtype="bfloat16"), poisoned(low, n, dtype="bfloat16")
+            ops.linear(x, [w], whole)
+            ops.linear(x[:low].contiguous(), [w], part)
+            assert torch.equal(part, whole[:low]), (low, high, k, n)
