@@ -50,40 +50,39 @@ __device__ void accumulate(const T* w0, const T* w1, const T* x, std::int64_t x_
                            std::int64_t size, float (&sum)[2][kRows]) {
   constexpr int kSize = Vector<T>::kSize;
   constexpr std::int64_t kStep = 32 * kSize;
-  const std::int64_t last = size - kSize;
+  const auto add = [&](const uint4& raw0, const uint4& raw1, std::int64_t at) {
+    float a0[kSize], a1[kSize], b[kSize];
+    widen(raw0, a0, T{});
+    widen(raw1, a1, T{});
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      widen(*reinterpret_cast<const uint4*>(x + r * x_stride + at), b, T{});
+#pragma unroll
+      for (int j = 0; j < kSize; ++j) {
+        sum[0][r] = fmaf(a0[j], b[j], sum[0][r]);
+        sum[1][r] = fmaf(a1[j], b[j], sum[1][r]);
+      }
+    }
+  };
   uint4 raw0[kUnroll], raw1[kUnroll];
   const auto load = [&](std::int64_t at) {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      raw0[u] = load_once(w0 + min(at + u * kStep, last));
-      raw1[u] = load_once(w1 + min(at + u * kStep, last));
+      raw0[u] = load_once(w0 + at + u * kStep);
+      raw1[u] = load_once(w1 + at + u * kStep);
     }
   };
   std::int64_t i = threadIdx.x % 32 * kSize;
-  load(i);
+  const std::int64_t num_batches = size / (kUnroll * kStep);
+  if (num_batches > 0) load(i);
   await_inputs();
-  while (true) {
+  for (std::int64_t batch = 0; batch < num_batches; ++batch) {
+    if (batch > 0) load(i);
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const std::int64_t at = i + u * kStep;
-      if (at >= size) continue;
-      float a0[kSize], a1[kSize], b[kSize];
-      widen(raw0[u], a0, T{});
-      widen(raw1[u], a1, T{});
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        widen(*reinterpret_cast<const uint4*>(x + r * x_stride + at), b, T{});
-#pragma unroll
-        for (int j = 0; j < kSize; ++j) {
-          sum[0][r] = fmaf(a0[j], b[j], sum[0][r]);
-          sum[1][r] = fmaf(a1[j], b[j], sum[1][r]);
-        }
-      }
-    }
+    for (int u = 0; u < kUnroll; ++u) add(raw0[u], raw1[u], i + u * kStep);
     i += kUnroll * kStep;
-    if (i >= size) return;
-    load(i);
   }
+  for (; i < size; i += kStep) add(load_once(w0 + i), load_once(w1 + i), i);
 }
 
 // One warp per pair of outputs: two neighbours of one weight, or the gate and the up of one. Reads

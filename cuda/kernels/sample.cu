@@ -155,6 +155,7 @@ class Sampler {
       apply_changes(task, row);
       scores = work_;
     }
+    if (task.temperature == 0.0f) return highest(task, scores);
     const float max = max_of(scores);
     if (max == kNegativeInfinity)
       return empty(task.allowed) ? 0 : args_.allowed[task.allowed.begin];
