@@ -63,51 +63,80 @@ __device__ float block_sum(float v, float* shared) {
   return sum;
 }
 
-// One thread block per row, which it reads two (RMS) or three times, mostly from the caches. Each
-// row's sum has one order, whatever the number of rows.
+constexpr int kCached = 4;  // vectors of a row that a thread keeps in registers
+
+// One thread block per row. Rows of at most kCached vectors a thread are read once, and their
+// weights before the row itself is there; wider rows are read two (RMS) or three times. Each row's
+// sum has one order, whatever the number of rows.
 __global__ void __launch_bounds__(kThreads)
     norm_kernel(const __grid_constant__ NormParams p, bool vec) {
   __shared__ float shared[kThreads / 32];
   allow_next();
+  constexpr std::int64_t kStep = kThreads * kVec;
+  const std::int64_t first = threadIdx.x * kVec;
+  const bool cached = p.width <= kCached * kStep;
+  float v[kCached][kVec], w[kVec] = {};
+  const auto load_weight = [&](std::int64_t i) {
+    if (p.weight != nullptr && i < p.width) {
+      load_row(p.weight, p.weight_dtype, 0, p.width, i, vec, w);
+    }
+  };
+  load_weight(first);
   await_inputs();
   const std::int64_t row = p.rows == nullptr ? blockIdx.x : p.rows[blockIdx.x];
-  const std::int64_t step = kThreads * kVec;
-  const bool plain = p.kind == NormKind::kNone;
-  float v[kVec];
-  float mean = 0.0f;
+  const auto load = [&](std::int64_t i, float (&to)[kVec]) {
+    load_row(p.x, p.x_dtype, row, p.width, i, vec, to);
+  };
+#pragma unroll
+  for (int n = 0; n < kCached; ++n) {
+    if (cached && first + n * kStep < p.width) load(first + n * kStep, v[n]);
+  }
+  // Calls f(index, its vector) for each of the thread's vectors.
+  const auto for_each = [&](auto&& f) {
+    if (cached) {
+#pragma unroll
+      for (int n = 0; n < kCached; ++n) {
+        if (first + n * kStep < p.width) f(first + n * kStep, v[n]);
+      }
+      return;
+    }
+    for (std::int64_t i = first; i < p.width; i += kStep) {
+      load(i, v[0]);
+      f(i, v[0]);
+    }
+  };
+  float mean = 0.0f, inverse = 1.0f;
   if (p.kind == NormKind::kLayer) {
     float sum = 0.0f;
-    for (std::int64_t i = threadIdx.x * kVec; i < p.width; i += step) {
-      load_row(p.x, p.x_dtype, row, p.width, i, vec, v);
+    for_each([&](std::int64_t, const float (&x)[kVec]) {
 #pragma unroll
-      for (int j = 0; j < kVec; ++j) sum += v[j];
-    }
+      for (int j = 0; j < kVec; ++j) sum += x[j];
+    });
     mean = block_sum(sum, shared) / p.width;
   }
-  float squares = 0.0f;
-  for (std::int64_t i = threadIdx.x * kVec; !plain && i < p.width; i += step) {
-    load_row(p.x, p.x_dtype, row, p.width, i, vec, v);
+  if (p.kind != NormKind::kNone) {
+    float squares = 0.0f;
+    for_each([&](std::int64_t i, const float (&x)[kVec]) {
 #pragma unroll
-    for (int j = 0; j < kVec; ++j) {
-      const float d = i + j < p.width ? v[j] - mean : 0.0f;
-      squares += d * d;
-    }
+      for (int j = 0; j < kVec; ++j) {
+        const float d = i + j < p.width ? x[j] - mean : 0.0f;
+        squares += d * d;
+      }
+    });
+    inverse = 1.0f / sqrtf(block_sum(squares, shared) / p.width + p.epsilon);
   }
-  const float inverse =
-      plain ? 1.0f : 1.0f / sqrtf(block_sum(squares, shared) / p.width + p.epsilon);
-  for (std::int64_t i = threadIdx.x * kVec; i < p.width; i += step) {
-    float w[kVec], b[kVec];
-    load_row(p.x, p.x_dtype, row, p.width, i, vec, v);
-    if (p.weight != nullptr) load_row(p.weight, p.weight_dtype, 0, p.width, i, vec, w);
+  for_each([&](std::int64_t i, float (&x)[kVec]) {
+    float b[kVec];
+    if (i != first) load_weight(i);
     if (p.bias != nullptr) load_row(p.bias, p.weight_dtype, 0, p.width, i, vec, b);
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
-      v[j] = (v[j] - mean) * inverse;
-      if (p.weight != nullptr) v[j] *= w[j];
-      if (p.bias != nullptr) v[j] += b[j];
+      x[j] = (x[j] - mean) * inverse;
+      if (p.weight != nullptr) x[j] *= w[j];
+      if (p.bias != nullptr) x[j] += b[j];
     }
-    store_row(p.y, p.y_dtype, blockIdx.x, p.width, i, vec, v);
-  }
+    store_row(p.y, p.y_dtype, blockIdx.x, p.width, i, vec, x);
+  });
 }
 
 dim3 grid_of(std::int64_t rows, std::int64_t columns, std::int64_t columns_a_block) {

@@ -17,17 +17,31 @@ template <int kElements>
 __global__ void rope_and_cache_kernel(const __grid_constant__ RopeAndCacheParams p) {
   __shared__ float shared[kWarps][kElements * 32];
   allow_next();
-  await_inputs();
   const int lane = threadIdx.x % 32;
   const std::int64_t num_kv_heads = p.cache.num_kv_heads;
   const std::int64_t num_heads = p.num_heads + 2 * num_kv_heads;
   const std::int64_t head = std::int64_t{blockIdx.y} * kWarps + threadIdx.x / 32;
-  if (head >= num_heads) return;
+  if (head >= num_heads) return await_inputs();
   const std::int64_t token = blockIdx.x;
   const int head_dim = static_cast<int>(p.cache.head_dim);
   const bool is_query = head < p.num_heads;
   const bool is_value = head >= p.num_heads + num_kv_heads;
   const std::int64_t slot = p.slots[token];
+  // Positions and slots are the step's inputs, the table is the model's: all there before qkv is.
+  const int half = static_cast<int>(p.rotary_dim) / 2;
+  const bool turns = p.cos_sin != nullptr && !is_value;
+  float cosine[kElements], sine[kElements];
+  if (turns) {
+    const float* cosines = p.cos_sin + p.positions[token] * p.rotary_dim;
+#pragma unroll
+    for (int j = 0; j < kElements; ++j) {
+      const int i = lane + 32 * j;
+      const int pair = min(i < half ? i : i - half, half - 1);
+      cosine[j] = cosines[pair];
+      sine[j] = cosines[half + pair];
+    }
+  }
+  await_inputs();
   if (!is_query && slot < 0) return;
 
   float v[kElements];
@@ -49,23 +63,20 @@ __global__ void rope_and_cache_kernel(const __grid_constant__ RopeAndCacheParams
       if (i < head_dim) v[j] = v[j] * inverse * load1(norm, p.norm_dtype, i);
     }
   }
-  if (p.cos_sin != nullptr && !is_value) {
+  if (turns) {
     float* row = shared[threadIdx.x / 32];
 #pragma unroll
     for (int j = 0; j < kElements; ++j) {
       if (lane + 32 * j < head_dim) row[lane + 32 * j] = v[j];
     }
     __syncwarp();
-    const int half = static_cast<int>(p.rotary_dim) / 2;
-    const float* cosines = p.cos_sin + p.positions[token] * p.rotary_dim;
-    const float* sines = cosines + half;
 #pragma unroll
     for (int j = 0; j < kElements; ++j) {
       const int i = lane + 32 * j;
       if (i < half) {
-        v[j] = v[j] * cosines[i] - row[i + half] * sines[i];
+        v[j] = v[j] * cosine[j] - row[i + half] * sine[j];
       } else if (i < 2 * half) {
-        v[j] = v[j] * cosines[i - half] + row[i - half] * sines[i - half];
+        v[j] = v[j] * cosine[j] + row[i - half] * sine[j];
       }
     }
   }
