@@ -143,51 +143,63 @@ std::int64_t CublasLt::row_class(std::int64_t num_rows) {
   return rows >= num_rows ? rows : ceil_div(num_rows, 1024) * 1024;
 }
 
+std::unique_ptr<CublasLt::Algorithm> CublasLt::choose(const GemmArgs& g, std::int64_t rows) {
+  auto algorithm = std::make_unique<Algorithm>(*api_);
+  Algorithm& m = *algorithm;
+  const int trans_a = g.transposed ? lt::kOpN : lt::kOpT, trans_b = lt::kOpN;
+  check(api_->desc_create(&m.desc, lt::kCompute32F, CUDA_R_32F), "cublasLtMatmulDescCreate");
+  check(api_->desc_set(m.desc, lt::kDescTransA, &trans_a, sizeof(trans_a)), "set transa");
+  check(api_->desc_set(m.desc, lt::kDescTransB, &trans_b, sizeof(trans_b)), "set transb");
+  // Column-major: y^T[out, rows] = W[out, in] x^T[in, rows].
+  const auto lay_out = [&](std::int64_t num_rows) {
+    for (lt::Layout* layout : {&m.a, &m.b, &m.d}) {
+      if (*layout != nullptr) api_->layout_destroy(std::exchange(*layout, nullptr));
+    }
+    const std::int64_t a_rows = g.transposed ? g.out_features : g.in_features;
+    const std::int64_t a_cols = g.transposed ? g.in_features : g.out_features;
+    const cudaDataType_t in = data_type(g.dtype), out = data_type(g.y_dtype);
+    check(api_->layout_create(&m.a, in, a_rows, a_cols, a_rows), "create layout a");
+    check(api_->layout_create(&m.b, in, g.in_features, num_rows, g.x_stride), "create layout b");
+    check(api_->layout_create(&m.d, out, g.out_features, num_rows, g.y_stride), "create layout d");
+  };
+  lt::Preference preference = nullptr;
+  check(api_->preference_create(&preference), "cublasLtMatmulPreferenceCreate");
+  const std::size_t bytes = kWorkspaceBytes;
+  int found = 0;
+  int status =
+      api_->preference_set(preference, lt::kPreferenceMaxWorkspaceBytes, &bytes, sizeof(bytes));
+  lay_out(rows);
+  if (status == 0) {
+    status =
+        api_->get_heuristic(handle_, m.desc, m.a, m.b, m.d, m.d, preference, 1, &m.result, &found);
+  }
+  api_->preference_destroy(preference);
+  check(status, "cublasLtMatmulAlgoGetHeuristic");
+  PAGEDCORE_CHECK(found == 1, "no cuBLASLt algorithm for ", g.num_rows, " x ", g.in_features, " x ",
+                  g.out_features);
+  lay_out(g.num_rows);
+  return algorithm;
+}
+
 void CublasLt::matmul(const GemmArgs& g, void* workspace, cudaStream_t stream) {
   const Key key{g.num_rows, g.in_features, g.out_features, g.x_stride,  g.y_stride,
                 g.dtype,    g.y_dtype,     g.transposed,   g.accumulate};
   std::unique_ptr<Algorithm>& slot = algorithms_[key];
-  if (slot == nullptr) {
-    auto algorithm = std::make_unique<Algorithm>(*api_);
-    Algorithm& m = *algorithm;
-    const int trans_a = g.transposed ? lt::kOpN : lt::kOpT, trans_b = lt::kOpN;
-    check(api_->desc_create(&m.desc, lt::kCompute32F, CUDA_R_32F), "cublasLtMatmulDescCreate");
-    check(api_->desc_set(m.desc, lt::kDescTransA, &trans_a, sizeof(trans_a)), "set transa");
-    check(api_->desc_set(m.desc, lt::kDescTransB, &trans_b, sizeof(trans_b)), "set transb");
-    // Column-major: y^T[out, rows] = W[out, in] x^T[in, rows].
-    const auto layouts = [&](std::int64_t rows) {
-      for (lt::Layout* layout : {&m.a, &m.b, &m.d}) {
-        if (*layout != nullptr) api_->layout_destroy(std::exchange(*layout, nullptr));
-      }
-      const std::int64_t a_rows = g.transposed ? g.out_features : g.in_features;
-      const std::int64_t a_cols = g.transposed ? g.in_features : g.out_features;
-      const cudaDataType_t in = data_type(g.dtype), out = data_type(g.y_dtype);
-      check(api_->layout_create(&m.a, in, a_rows, a_cols, a_rows), "create layout a");
-      check(api_->layout_create(&m.b, in, g.in_features, rows, g.x_stride), "create layout b");
-      check(api_->layout_create(&m.d, out, g.out_features, rows, g.y_stride), "create layout d");
-    };
-    lt::Preference preference = nullptr;
-    check(api_->preference_create(&preference), "cublasLtMatmulPreferenceCreate");
-    const std::size_t bytes = kWorkspaceBytes;
-    int found = 0;
-    int status =
-        api_->preference_set(preference, lt::kPreferenceMaxWorkspaceBytes, &bytes, sizeof(bytes));
-    layouts(row_class(g.num_rows));
-    if (status == 0) {
-      status = api_->get_heuristic(handle_, m.desc, m.a, m.b, m.d, m.d, preference, 1, &m.result,
-                                   &found);
-    }
-    api_->preference_destroy(preference);
-    check(status, "cublasLtMatmulAlgoGetHeuristic");
-    PAGEDCORE_CHECK(found == 1, "no cuBLASLt algorithm for ", g.num_rows, " x ", g.in_features,
-                    " x ", g.out_features);
-    layouts(g.num_rows);
-    slot = std::move(algorithm);
-  }
+  const bool is_new = slot == nullptr;
+  if (is_new) slot = choose(g, row_class(g.num_rows));
   const float alpha = 1.0f, beta = g.accumulate ? 1.0f : 0.0f;
-  check(api_->matmul(handle_, slot->desc, &alpha, g.weight, slot->a, g.x, slot->b, &beta, g.y,
-                     slot->d, g.y, slot->d, &slot->result.algo, workspace, kWorkspaceBytes, stream),
-        "cublasLtMatmul");
+  const auto multiply = [&] {
+    return api_->matmul(handle_, slot->desc, &alpha, g.weight, slot->a, g.x, slot->b, &beta, g.y,
+                        slot->d, g.y, slot->d, &slot->result.algo, workspace, kWorkspaceBytes,
+                        stream);
+  };
+  int status = multiply();
+  // Not every algorithm of a class can do each of its sizes.
+  if (is_new && (status == lt::kNotSupported || status == lt::kInvalidValue)) {
+    slot = choose(g, g.num_rows);
+    status = multiply();
+  }
+  check(status, "cublasLtMatmul");
 }
 
 }  // namespace pagedcore::cuda

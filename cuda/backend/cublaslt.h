@@ -56,6 +56,8 @@ class CublasLt {
     bool transposed, accumulate;
     auto operator<=>(const Key&) const = default;
   };
+  // The algorithm that is best for `rows`, with the layouts of args.num_rows.
+  std::unique_ptr<Algorithm> choose(const GemmArgs& args, std::int64_t rows);
 
   std::unique_ptr<Api> api_;
   void* handle_ = nullptr;

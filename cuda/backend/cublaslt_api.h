@@ -31,6 +31,8 @@ struct HeuristicResult {
 };
 static_assert(sizeof(HeuristicResult) == 96);
 
+constexpr int kInvalidValue = 7;
+constexpr int kNotSupported = 15;
 constexpr int kCompute32F = 68;
 constexpr int kDescTransA = 3;
 constexpr int kDescTransB = 4;

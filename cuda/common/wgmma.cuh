@@ -52,6 +52,10 @@ __device__ inline void barrier_init(std::uint32_t barrier, int count) {
 __device__ inline void barrier_arrive(std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
+// Arrives once the copy_async16() of this thread so far are done.
+__device__ inline void barrier_arrive_after_copies(std::uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
 __device__ inline void barrier_wait(std::uint32_t barrier, int parity) {
   asm volatile(
       "{\n"

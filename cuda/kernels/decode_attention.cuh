@@ -40,6 +40,7 @@ struct DecodeAttention {
   static constexpr int kMergeBytes = kWarps * kRows * (kHeadDim + 2) * 4;
   static constexpr int kSharedBytes =
       kWarps * kWarpBytes > kMergeBytes ? kWarps * kWarpBytes : kMergeBytes;
+  static_assert(kMaxSplits * kRows * sizeof(float2) <= kSharedBytes);
   // The query passes through the wide tiles, or through the stage that is filled last.
   static constexpr int kQueryOffset = kWiden ? kStages * kStageBytes : (kStages - 1) * kStageBytes;
   static_assert(kHeadDim % 16 == 0 && kStages >= 2);
@@ -313,9 +314,10 @@ struct DecodeAttention {
   }
 
   // The last of a (sequence, heads) to arrive merges the splits in order.
-  __device__ static void merge_splits(const AttentionArgs& args, const Work& work,
+  __device__ static void merge_splits(const AttentionArgs& args, const Work& work, char* shared,
                                       std::int64_t num_tiles, std::int64_t tile) {
     __shared__ bool last;
+    float2* max_sum = reinterpret_cast<float2*>(shared);  // [kMaxSplits, kRows]
     const PagedAttentionParams& p = args.op;
     const std::int64_t first_index = work.index - work.item.split + work.first_split;
     __syncthreads();
@@ -332,22 +334,31 @@ struct DecodeAttention {
     }
     __syncthreads();
     if (!last) return;
-    for (int i = threadIdx.x; i < work.num_rows * kHeadDim; i += kThreads) {
-      const int row = i / kHeadDim;
-      const std::int64_t first = first_index * p.num_heads + work.first_head;
-      float max_all = kNegativeInfinity, sum = 0.0f, o = 0.0f;
+    const std::int64_t first = first_index * p.num_heads + work.first_head;
+    for (int i = threadIdx.x; i < work.num_splits * kRows; i += kThreads) {
+      const int split = i / kRows, row = min(i % kRows, work.num_rows - 1);
+      max_sum[i] = __ldcg(args.partial_max_sum + first + split * p.num_heads + row);
+    }
+    __syncthreads();
+    const std::int64_t stride = p.num_heads * kHeadDim / 4;
+    const std::int64_t out = (work.item.token * p.num_heads + work.first_head) * kHeadDim;
+    for (int i = threadIdx.x; i < work.num_rows * kHeadDim / 4; i += kThreads) {
+      const float2* ms = max_sum + i * 4 / kHeadDim;
+      float max_all = kNegativeInfinity, sum = 0.0f;
+      for (int s = 0; s < work.num_splits; ++s) max_all = fmaxf(max_all, ms[s * kRows].x);
+      const float4* from = reinterpret_cast<const float4*>(args.partial_out + first * kHeadDim) + i;
+      float o[4] = {};
+#pragma unroll 8
       for (int s = 0; s < work.num_splits; ++s) {
-        max_all = fmaxf(max_all, __ldcg(args.partial_max_sum + first + s * p.num_heads + row).x);
+        const float4 part = __ldcg(from + s * stride);
+        const float factor = exp2_approx(ms[s * kRows].x - max_all);
+        sum += ms[s * kRows].y * factor;
+        o[0] += part.x * factor, o[1] += part.y * factor;
+        o[2] += part.z * factor, o[3] += part.w * factor;
       }
-      for (int s = 0; s < work.num_splits; ++s) {
-        const std::int64_t at = first + s * p.num_heads;
-        const float2 ms = __ldcg(args.partial_max_sum + at + row);
-        const float factor = exp2_approx(ms.x - max_all);
-        sum += ms.y * factor;
-        o += __ldcg(args.partial_out + at * kHeadDim + i) * factor;
-      }
-      store1(p.out, p.out_dtype, (work.item.token * p.num_heads + work.first_head) * kHeadDim + i,
-             o / sum * p.cache.v_scale);
+      const float scale = p.cache.v_scale / sum;
+      store2(p.out, p.out_dtype, out + i * 4, o[0] * scale, o[1] * scale);
+      store2(p.out, p.out_dtype, out + i * 4 + 2, o[2] * scale, o[3] * scale);
     }
   }
 
@@ -400,7 +411,7 @@ struct DecodeAttention {
       const Work next_work = make_work(args, min(next, num_work - 1), next_item, group, num_tiles);
       if (live) {
         merge_warps(args, work, shared, state);
-        if (work.num_splits > 1) merge_splits(args, work, num_tiles, w % num_tiles);
+        if (work.num_splits > 1) merge_splits(args, work, shared, num_tiles, w % num_tiles);
         __syncthreads();
       }
       if (next >= num_work) return;

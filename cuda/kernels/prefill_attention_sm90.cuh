@@ -45,8 +45,7 @@ struct PrefillAttentionSm90 {
     __device__ std::uint32_t empty(int kv, int stage) const { return full(kv, stage) + 32; }
   };
 
-  // The copying warpgroup. Warp w copies rows 32 w ..; a tile is announced once a later one is on
-  // its way, so that two are always in flight.
+  // The copying warpgroup. Warp w copies rows 32 w ..
   __device__ static void produce(const AttentionArgs& args, const Work& work, const Shared& s,
                                  std::int32_t begin) {
     constexpr int kChunks = kHeadDim / 8;
@@ -72,7 +71,6 @@ struct PrefillAttentionSm90 {
             to + chunk / 8 * kTile + sm90::swizzled(first_row + in_warp, chunk % 8);
         copy_async16(dst, from + (at < 0 ? 0 : at) + chunk * 8, at >= 0);
       }
-      copy_commit();
     };
     std::int64_t offset = row_offset(begin);
     int tile = 0;
@@ -82,21 +80,11 @@ struct PrefillAttentionSm90 {
       offset = row_offset(begin + kCols);
       sm90::barrier_wait(s.empty(0, stage), parity ^ 1);
       copy_tile(base, now, s.k + stage * kStageBytes);
-      if (tile > 0) announce<2>(s.full(0, 0), s.full(1, 0), 2 * tile - 2);
+      sm90::barrier_arrive_after_copies(s.full(0, stage));
       sm90::barrier_wait(s.empty(1, stage), parity ^ 1);
       copy_tile(base + c.kv_stride(), now, s.v + stage * kStageBytes);
-      if (tile > 0) announce<2>(s.full(0, 0), s.full(1, 0), 2 * tile - 1);
+      sm90::barrier_arrive_after_copies(s.full(1, stage));
     }
-    announce<1>(s.full(0, 0), s.full(1, 0), 2 * tile - 2);
-    announce<0>(s.full(0, 0), s.full(1, 0), 2 * tile - 1);
-  }
-
-  // Waits for the copy number `index` (K and V in turn), of which kLater came after it.
-  template <int kLater>
-  __device__ static void announce(std::uint32_t k_full, std::uint32_t v_full, int index) {
-    copy_wait<kLater>();
-    sm90::proxy_fence();
-    sm90::barrier_arrive((index % 2 == 0 ? k_full : v_full) + 8 * (index / 2 % kStages));
   }
 
   __device__ static void load_query(const PagedAttentionParams& p, const Work& work,
@@ -219,6 +207,7 @@ struct PrefillAttentionSm90 {
         p.sliding_window > 0 ? window_start(work.end - 1, p.sliding_window) : 0;
     if (group == 1) pass_turn(group);
     sm90::barrier_wait(s.full(0, 0), 0);
+    sm90::proxy_fence();
     await_turn(group);
     multiply_keys(s, 0, group, score);
     pass_turn(group);
@@ -233,6 +222,7 @@ struct PrefillAttentionSm90 {
         softmax<false>(args, begin, position, score, max, sum, out, weights);
       }
       sm90::barrier_wait(s.full(1, stage), parity);
+      sm90::proxy_fence();
       await_turn(group);
       sm90::mma_fence();
 #pragma unroll
@@ -245,6 +235,7 @@ struct PrefillAttentionSm90 {
       // around it would make the compiler wait for each product.
       if (begin + kCols < work.end) {
         sm90::barrier_wait(s.full(0, (tile + 1) % kStages), (tile + 1) / kStages % 2);
+        sm90::proxy_fence();
       }
       multiply_keys(s, (tile + 1) % kStages, group, score);
       pass_turn(group);
