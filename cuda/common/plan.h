@@ -32,7 +32,7 @@ __host__ __device__
 #endif
     constexpr std::int32_t split_tokens(std::int32_t length) {
   if (length <= 768) return 768;
-  std::int32_t n = length / 8;
+  std::int32_t n = length / 6;
   n = n < 256 ? 256 : n > 1024 ? 1024 : n;
   const std::int32_t least = length / kMaxSplits + 1;
   n = n < least ? least : n;

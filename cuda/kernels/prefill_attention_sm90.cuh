@@ -175,15 +175,6 @@ struct PrefillAttentionSm90 {
     }
   }
 
-  // The computing warpgroups take turns to issue their products, so that one's softmax runs while
-  // the tensor cores are busy with the other's.
-  __device__ static void await_turn(int group) {
-    asm volatile("bar.sync %0, 256;" ::"r"(2 + group) : "memory");
-  }
-  __device__ static void pass_turn(int group) {
-    asm volatile("bar.arrive %0, 256;" ::"r"(3 - group) : "memory");
-  }
-
   // One of the computing warpgroups.
   __device__ static void consume(const AttentionArgs& args, const Work& work, const Shared& s,
                                  std::int32_t begin) {
@@ -205,12 +196,9 @@ struct PrefillAttentionSm90 {
         work.context_len + (work.first_row + group * 64) / work.group;
     const std::int32_t full_window =
         p.sliding_window > 0 ? window_start(work.end - 1, p.sliding_window) : 0;
-    if (group == 1) pass_turn(group);
     sm90::barrier_wait(s.full(0, 0), 0);
     sm90::proxy_fence();
-    await_turn(group);
     multiply_keys(s, 0, group, score);
-    pass_turn(group);
     sm90::mma_wait<0>();
     for (int tile = 0; begin < work.end; begin += kCols, ++tile) {
       const int stage = tile % kStages, parity = tile / kStages % 2;
@@ -223,7 +211,6 @@ struct PrefillAttentionSm90 {
       }
       sm90::barrier_wait(s.full(1, stage), parity);
       sm90::proxy_fence();
-      await_turn(group);
       sm90::mma_fence();
 #pragma unroll
       for (int i = 0; i < kCols / 16; ++i) {
@@ -238,7 +225,6 @@ struct PrefillAttentionSm90 {
         sm90::proxy_fence();
       }
       multiply_keys(s, (tile + 1) % kStages, group, score);
-      pass_turn(group);
       sm90::mma_wait<0>();
       if (lane == 0) sm90::barrier_arrive(s.empty(1, stage));
     }
