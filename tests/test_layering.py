@@ -29,7 +29,10 @@ MAY_INCLUDE["bindings"] = MAY_INCLUDE["capi"] = [*MAY_INCLUDE["engine"], "engine
 PUBLIC_HEADERS = {
     "base": ["error.h", "export.h", "types.h", "version.h"],
     "memory": ["block_allocator.h", "block_table.h", "prefix_cache.h"],
-    "scheduler": ["kv_manager.h", "scheduler.h", "sequence.h", "step_plan.h"],
+    "scheduler": [
+        *("contiguous_kv_manager.h", "kv_manager.h", "scheduler.h", "scheduler_config.h"),
+        *("scheduler_stats.h", "sequence.h", "step_plan.h"),
+    ],
     "tensor": ["dtype.h", "tensor.h"],
     "backend": [
         "backend.h",

@@ -1,5 +1,6 @@
 #include "cpp/bindings/bindings.h"
 #include "pagedcore/backend.h"
+#include "pagedcore/cpu_limits.h"
 
 namespace pagedcore::bindings {
 
@@ -18,6 +19,18 @@ void bind_backend(py::module_& m) {
   m.def(
       "make_cuda_backend", [](int device) { return make_cuda_backend({.device = device}); },
       py::arg("device") = 0);
+
+  py::class_<CpuLimits>(m, "CpuLimits")
+      .def_readonly("dram_gb_s", &CpuLimits::dram_gb_s)
+      .def_readonly("l2_gb_s", &CpuLimits::l2_gb_s)
+      .def_readonly("f32_gflop_s", &CpuLimits::f32_gflop_s)
+      .def_readonly("bf16_gflop_s", &CpuLimits::bf16_gflop_s);
+  m.def(
+      "measure_cpu_limits",
+      [](int num_threads, const std::string& isa) {
+        return measure_cpu_limits({.num_threads = num_threads, .isa = isa});
+      },
+      py::arg("num_threads") = 0, py::arg("isa") = "", py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace pagedcore::bindings

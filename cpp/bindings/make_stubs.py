@@ -57,6 +57,7 @@ def tidy(text: str) -> str:
     text = re.sub(r"(?<=-> )(list|dict|tuple)(?=:)", r"\1[typing.Any]", text)
     text = re.sub(r"(?<=[:>] )(dict|tuple)(?=[,)])", r"\1[typing.Any, typing.Any]", text)
     text = text.replace("numpy.ndarray[", "numpy.typing.NDArray[")
+    text = re.sub(r"(typing|collections\.abc)\.Sequence(?!\[)", "Sequence", text)  # our own class
     text = "\n".join(valid_parameters(line) for line in text.split("\n"))
     return "".join(typed_classes(text))
 

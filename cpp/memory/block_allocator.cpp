@@ -40,6 +40,14 @@ void BlockAllocator::retain(BlockId block) {
   blocks_[block].last_use = now_;
 }
 
+void BlockAllocator::retain_held(std::span<const BlockId> blocks) {
+  for (const BlockId block : blocks) {
+    PAGEDCORE_CHECK(is_held(block), "block ", block);
+    ++blocks_[block].refs;
+    blocks_[block].last_use = now_;
+  }
+}
+
 void BlockAllocator::release(BlockId block) {
   check_id(block, "release");
   PAGEDCORE_REQUIRE(blocks_[block].refs > 0, "release: block ", block, " has no reference to drop");

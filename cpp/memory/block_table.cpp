@@ -81,7 +81,10 @@ void BlockTable::truncate(std::int64_t num_tokens) {
 }
 
 void BlockTable::clear() noexcept {
-  for (; !blocks_.empty(); blocks_.pop_back()) allocator_->release(blocks_.back());
+  for (; !blocks_.empty(); blocks_.pop_back()) {
+    // A caller may have dropped our reference behind our back; a destructor must not throw.
+    if (allocator_->ref_count(blocks_.back()) > 0) allocator_->release(blocks_.back());
+  }
 }
 
 BlockTable BlockTable::fork(std::int64_t num_tokens) const {
@@ -90,7 +93,7 @@ BlockTable BlockTable::fork(std::int64_t num_tokens) const {
   BlockTable child(*allocator_, block_size_);
   const auto shared = blocks().first(blocks_for(num_tokens));
   child.blocks_.assign(shared.begin(), shared.end());
-  for (const BlockId block : shared) allocator_->retain(block);
+  allocator_->retain_held(shared);
   return child;
 }
 

@@ -91,6 +91,7 @@ Sequence& SchedulerCore::enqueue(const GroupSpec& spec, std::vector<TokenId> tok
   group->tenant_ = spec.tenant;
   group->enqueued_step_ = step_;
   group->sequences_.push_back(make_sequence(*group, std::move(tokens), num_prompt_tokens));
+  group->only_ = group->sequences_[0].get();
   group->salt_ = kv_->acquire_salt(spec.cache_salt);
   Sequence& sequence = *group->sequences_[0];
   waiting_.emplace(key(*group), group.get());
@@ -152,6 +153,7 @@ void SchedulerCore::take_row(Sequence& sequence) {
   sequence.row_ = free_rows_.back();
   free_rows_.pop_back();
   sequence.first_changed_block_ = 0;
+  sequence.table_changed_ = true;
 }
 
 void SchedulerCore::give_row_back(Sequence& sequence) {
@@ -181,6 +183,7 @@ Sequence& SchedulerCore::fork(Sequence& sequence, std::int32_t num_tokens) {
   kv_->fork(sequence, *child, pending_copies_);
   take_row(*child);
   group.sequences_.push_back(std::move(child));
+  group.only_ = nullptr;
   return *group.sequences_.back();
 }
 
@@ -217,6 +220,7 @@ void SchedulerCore::end_group(SequenceGroup& group) {
     sequences_.erase(sequence->id_);
   }
   group.sequences_.clear();
+  group.only_ = nullptr;
   erase_if_empty(group);
 }
 
@@ -235,6 +239,7 @@ std::unique_ptr<Sequence> SchedulerCore::detach(Sequence& sequence) {
       group.sequences_, [&](const auto& sibling) { return sibling->waits_for_ == &sequence; });
   std::unique_ptr<Sequence> detached = std::move(*found);
   group.sequences_.erase(found);
+  group.only_ = group.num_live() == 1 ? group.sequences_[0].get() : nullptr;
   if (group.sequences_.empty()) {
     remove_from_queue(group);
     group.state_ = GroupState::kFinished;

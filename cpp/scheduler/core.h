@@ -75,6 +75,7 @@ class SchedulerCore {
   void give_row_back(Sequence& sequence);
 
   // plan.cpp: one step
+  static bool can_decode(const Sequence& sequence);
   void schedule_running();
   void schedule_catch_up(SequenceGroup& group);
   void grow_partial(SequenceGroup& group);
@@ -102,6 +103,8 @@ class SchedulerCore {
   void make_way_for_priority();
   bool reclaim_from_waiting(const SequenceGroup* except);
   SequenceGroup* last_victim(const SequenceGroup& group, bool same_tenant) const;
+  // Whether the group gives blocks of its tail and keeps the rest.
+  bool gives_tail(const SequenceGroup& group) const;
   // Takes at least one block from a running group.
   void take_from(SequenceGroup& victim, PreemptionCause cause);
   void preempt(SequenceGroup& group, PreemptionCause cause, bool content_is_good);

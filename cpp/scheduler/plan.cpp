@@ -7,6 +7,9 @@
 namespace pagedcore {
 namespace {
 
+// Growth headroom is at most this part of the pool, or small pools would run one request at a time.
+constexpr std::int32_t kMaxHeadroomShare = 16;
+
 std::int32_t num_uncomputed(const Sequence& sequence) {
   return sequence.num_tokens() - sequence.num_computed();
 }
@@ -63,8 +66,17 @@ void SchedulerCore::plan_span(Sequence& sequence, std::int32_t num_tokens) {
                          .query_len = num_tokens,
                          .first_changed_block = sequence.first_changed_block_,
                          .reaches_end = num_tokens == num_uncomputed(sequence)});
-  sequence.first_changed_block_ = sequence.table_.num_blocks();
+  if (std::exchange(sequence.table_changed_, false)) {
+    sequence.first_changed_block_ = sequence.table_.num_blocks();
+  }
   budget_ -= num_tokens;
+}
+
+// Whether one token is to be computed and has its place; then nothing else is to be decided.
+bool SchedulerCore::can_decode(const Sequence& sequence) {
+  const std::int32_t num_tokens = sequence.num_tokens();
+  return num_tokens == sequence.num_computed_ + 1 && num_tokens <= sequence.writable_end_ &&
+         sequence.waits_for_ == nullptr;
 }
 
 // Sequences that lack one token come first, so that no prompt delays them; what is left of the
@@ -73,6 +85,11 @@ void SchedulerCore::schedule_running() {
   catching_up_.clear();
   for (std::size_t i = 0; i < running_.size();) {
     SequenceGroup& group = *running_[i];
+    if (Sequence* sequence = group.only_; sequence != nullptr && can_decode(*sequence)) {
+      if (budget_ > 0) plan_span(*sequence, 1);
+      ++i;
+      continue;
+    }
     bool lacks_more = group.is_partial_;
     bool must_extend = false;
     std::int32_t num_tokens = 0;
@@ -155,8 +172,9 @@ std::int32_t SchedulerCore::headroom(const SequenceGroup* except) const {
     return static_cast<std::int32_t>(std::ceil(config_.watermark * num_blocks));
   }
   const std::int64_t growth = std::int64_t{num_seqs} * config_.headroom_tokens;
+  const std::int32_t limit = std::max(num_blocks / kMaxHeadroomShare, 1);
   return static_cast<std::int32_t>(
-      std::min<std::int64_t>((growth + kv_->block_size() - 1) / kv_->block_size(), num_blocks));
+      std::min<std::int64_t>((growth + kv_->block_size() - 1) / kv_->block_size(), limit));
 }
 
 SequenceGroup* SchedulerCore::next_to_admit() {

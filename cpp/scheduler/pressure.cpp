@@ -25,6 +25,9 @@ bool SchedulerCore::make_room(SequenceGroup& group) {
       take_from(*victim, PreemptionCause::kMemory);
     } else if (running_.back() != &group) {
       return false;  // those behind came in this very step
+    } else if (running_.size() > 1 && gives_tail(group)) {
+      set_partial(group, true);  // waits for blocks with those that it has
+      return false;
     } else if (running_.size() > 1) {
       preempt(group, PreemptionCause::kMemory, plan_.copies.size() == num_copies);
       return false;
@@ -76,11 +79,13 @@ bool SchedulerCore::reclaim_from_waiting(const SequenceGroup* except) {
   return false;
 }
 
+bool SchedulerCore::gives_tail(const SequenceGroup& group) const {
+  return config_.tail_preemption && kv_->can_hold_partially() && group.num_live() == 1 &&
+         (group.is_partial_ || !is_swap_cheaper());
+}
+
 void SchedulerCore::take_from(SequenceGroup& victim, PreemptionCause cause) {
-  const bool is_single = victim.num_live() == 1;
-  const bool swaps = !victim.is_partial_ && is_swap_cheaper();
-  if (!config_.tail_preemption || !kv_->can_hold_partially() || !is_single || swaps ||
-      cause == PreemptionCause::kPriority) {
+  if (!gives_tail(victim)) {
     preempt(victim, cause, true);
     return;
   }
@@ -173,10 +178,18 @@ void SchedulerCore::make_way_for_priority() {
 void SchedulerCore::abandon() {
   PAGEDCORE_REQUIRE(plan_is_open_, "abandon: there is no plan to abandon");
   std::vector<SequenceGroup*> touched;
+  const auto waits_for_copy = [&](const auto& sequence) {
+    return std::ranges::any_of(plan_.copies, [&](const BlockCopy& copy) {
+      return std::ranges::find(sequence->table(), copy.dst) != sequence->table().end();
+    });
+  };
   for (SequenceGroup* group : running_) {
     const bool is_planned = std::ranges::any_of(
         plan_.spans, [&](const Span& span) { return &span.sequence->group() == group; });
-    if (is_planned || group->admitted_step_ == step_) touched.push_back(group);
+    if (is_planned || group->admitted_step_ == step_ ||
+        std::ranges::any_of(group->sequences_, waits_for_copy)) {
+      touched.push_back(group);
+    }
   }
   for (SequenceGroup* group : touched) {
     remove_from_queue(*group);

@@ -6,9 +6,9 @@ namespace pagedcore {
 
 Sequence::Sequence(SequenceId id, SequenceGroup& group, std::vector<TokenId> tokens,
                    std::int32_t num_prompt_tokens, BlockTable table, BlockTable host_table)
-    : id_(id),
+    : tokens_(std::move(tokens)),
       group_(&group),
-      tokens_(std::move(tokens)),
+      id_(id),
       num_prompt_tokens_(num_prompt_tokens),
       table_(std::move(table)),
       host_table_(std::move(host_table)) {}

@@ -52,6 +52,8 @@ class PAGEDCORE_API BlockAllocator {
   bool try_allocate(BlockId block);
   // Adds a reference; revives a cached block. REQUIRES: `block` is held or cached. O(1).
   void retain(BlockId block);
+  // Adds a reference to each. REQUIRES: all are held.
+  void retain_held(std::span<const BlockId> blocks);
   // Drops a reference. REQUIRES: the block has one. O(1).
   void release(BlockId block);
 
@@ -71,7 +73,7 @@ class PAGEDCORE_API BlockAllocator {
   std::vector<std::string> check_invariants() const;
 
  private:
-  struct Block {
+  struct alignas(32) Block {
     std::int32_t refs = 0;
     std::int16_t pins = 0;
     bool reusable = false;

@@ -84,6 +84,7 @@ class PAGEDCORE_API KvManager {
   static void set_waits_for(Sequence& s, const Sequence* sibling) { s.waits_for_ = sibling; }
   // Entries of the table from `index` on are new to the caller.
   static void mark_changed(Sequence& s, std::int32_t index) {
+    s.table_changed_ = true;
     if (index < s.first_changed_block_) s.first_changed_block_ = index;
   }
 };

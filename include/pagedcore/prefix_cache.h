@@ -88,12 +88,13 @@ class PAGEDCORE_API PrefixCache : private BlockAllocator::EvictionListener {
   std::int32_t num_registered_tokens(BlockId block) const { return nodes_[block].num_tokens; }
   // The chained hash of a registered full block; 0 for others.
   std::int64_t block_hash(BlockId block) const;
+  std::int32_t num_blocks() const { return static_cast<std::int32_t>(nodes_.size()); }
   std::int32_t num_entries() const { return num_entries_; }
 
   std::vector<std::string> check_invariants() const;
 
  private:
-  struct Node {
+  struct alignas(32) Node {
     std::uint64_t hash = 0;       // of the salt, all tokens before and its own
     std::int32_t num_tokens = 0;  // 0: not registered
     BlockId parent = kNoParent;   // a block, or root_ref() of its salt

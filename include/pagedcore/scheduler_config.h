@@ -11,7 +11,7 @@ enum class PreemptionMode : std::int8_t { kRecompute, kSwap, kAuto };
 // How many blocks an admission leaves for what already runs.
 enum class HeadroomPolicy : std::int8_t {
   kWatermark,  // a fixed share of the pool
-  kGrowth,     // a number of tokens for each running sequence
+  kGrowth,     // a number of tokens for each running sequence, at most 1/16 of the pool
 };
 
 struct SchedulerConfig {

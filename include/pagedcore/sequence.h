@@ -35,25 +35,28 @@ class PAGEDCORE_API Sequence {
   std::span<const BlockId> table() const { return table_.blocks(); }
   const SequenceGroup& group() const { return *group_; }
 
-  void* user = nullptr;  // the caller's own; never read here
+  // The caller's own; never read here. A decode step touches this cache line only.
+  alignas(64) void* user = nullptr;
 
  private:
   friend class KvManager;
   friend class SchedulerCore;
 
-  SequenceId id_;
-  SequenceGroup* group_;
   std::vector<TokenId> tokens_;
-  std::int32_t num_prompt_tokens_;
   std::int32_t num_computed_ = 0;
   // Positions below are in blocks that this table alone may write; the slow path begins here.
   std::int32_t writable_end_ = 0;
-  std::int32_t num_registered_blocks_ = 0;  // that the prefix cache knows; -1: none may follow
-  std::int32_t first_changed_block_ = 0;    // since the last span
-  std::int32_t row_ = -1;
-  std::int32_t max_computed_ = 0;  // num_computed before anything was taken away
+  std::int32_t max_computed_ = 0;         // num_computed before anything was taken away
+  std::int32_t first_changed_block_ = 0;  // since the last span
   // A sibling that computes the blocks that both share, up to num_computed of this sequence.
   const Sequence* waits_for_ = nullptr;
+  std::int32_t row_ = -1;
+  bool table_changed_ = true;  // since the last span
+
+  SequenceGroup* group_;
+  SequenceId id_;
+  std::int32_t num_prompt_tokens_;
+  std::int32_t num_registered_blocks_ = 0;  // that the prefix cache knows; -1: none may follow
   BlockTable table_;
   BlockTable host_table_;  // where the tokens lie while the group is swapped out
 };
@@ -99,18 +102,22 @@ class PAGEDCORE_API SequenceGroup {
   friend class KvManager;
   friend class SchedulerCore;
 
+  // A decode step touches this cache line only.
+  alignas(64) Sequence* only_ = nullptr;  // the live sequence where there is just one
+  std::vector<std::unique_ptr<Sequence>> sequences_;
   RequestId request_id_ = 0;
-  std::int64_t arrival_ = 0;
   std::int32_t priority_ = 0;
   std::int32_t num_sequences_ = 1;
-  std::int32_t max_total_tokens_ = 0;
-  std::int32_t salt_ = 0;
   GroupState state_ = GroupState::kWaiting;
-  bool reads_prefix_cache_ = true;
   bool is_partial_ = false;         // runs with blocks for only a part of its tokens
   bool waits_with_blocks_ = false;  // forked or restored, and not run yet
+  bool reads_prefix_cache_ = true;
   PreemptionKind last_preemption_ = PreemptionKind::kNone;
   PreemptionCause last_preemption_cause_ = PreemptionCause::kNone;
+
+  std::int64_t arrival_ = 0;
+  std::int32_t max_total_tokens_ = 0;
+  std::int32_t salt_ = 0;
   std::int32_t num_preemptions_ = 0;
   std::int64_t num_queue_steps_ = -1;
   std::int64_t enqueued_step_ = 0;
@@ -118,7 +125,6 @@ class PAGEDCORE_API SequenceGroup {
   std::int64_t preempted_step_ = -1;
   std::int64_t num_recomputed_tokens_ = 0;
   std::string tenant_;
-  std::vector<std::unique_ptr<Sequence>> sequences_;
   std::vector<std::unique_ptr<Sequence>> held_;  // ended, their tokens and blocks kept
 };
 

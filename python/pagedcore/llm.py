@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,6 +54,8 @@ class LLM:
         engine: The engine underneath; hold `lock` to use it beside running calls.
         default_sampling_params: What the checkpoint's generation_config.json suggests; used where
             a call gives none.
+        num_weights: Numbers in the checkpoint's tensors.
+        weight_bytes: Bytes that they take.
         tokenizer: None for a model without tokenizer.json, which takes token ids only.
 
     Raises:
@@ -151,6 +154,8 @@ class LLM:
         )
         model = model_config(checkpoint.config)
         self.engine = _core.Engine(model, _core.Weights(checkpoint.tensors), backend, config)
+        self.num_weights = sum(math.prod(t.shape) for t in checkpoint.tensors.values())
+        self.weight_bytes = self.engine.memory_plan.weights_bytes
         self.default_sampling_params = suggested_params(checkpoint.generation_config)
         self.lock = threading.RLock()
         self._vocab_size = model.vocab_size

@@ -55,7 +55,7 @@ class Schedule:
     tokens_per_step: int = 4096
     row_length: int = 512
     long_row_fraction: float = 0.15
-    peak_learning_rate: float = 4e-3
+    peak_learning_rate: float = 6e-3
     warm_up_steps: int = 100
     weight_decay: float = 0.05
 
@@ -151,16 +151,20 @@ def model_config(tokenizer: Tokenizer) -> LlamaConfig:
 
 
 def row_loss(model: LlamaForCausalLM, rows: torch.Tensor) -> torch.Tensor:
-    """Return the mean next-token loss in nats over the rows."""
-    logits = model(input_ids=rows[:, :-1], use_cache=False).logits
-    return functional.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten())
+    """Return the mean next-token loss in nats; no document attends to another one of its row."""
+    inputs, targets = rows[:, :-1], rows[:, 1:]
+    document = (inputs == model.config.bos_token_id).cumsum(dim=1)
+    same_document = document[:, :, None] == document[:, None, :]
+    mask = same_document.tril()[:, None]
+    logits = model(input_ids=inputs, attention_mask=mask, use_cache=False).logits
+    return functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
 
 @torch.no_grad()
 def validation_loss(model: LlamaForCausalLM, batches: Batches, rows: int, length: int) -> float:
-    """Return the loss on held-out documents."""
+    """Return the loss on rows of held-out documents."""
     held_out = batches.batch("validation", rows, length, held_out=True)
-    losses = [row_loss(model, part).item() for part in held_out.split(8)]
+    losses = [row_loss(model, part.to(model.device)).item() for part in held_out.split(8)]
     return sum(losses) / len(losses)
 
 
@@ -194,7 +198,7 @@ def train(
     losses: list[float] = []
     seconds = 0.0
     if state_file.exists():
-        state = torch.load(state_file)
+        state = torch.load(state_file, map_location=model.device)
         model.load_state_dict(state["model"])
         for optimizer, optimizer_state in zip(optimizers, state["optimizers"]):
             optimizer.load_state_dict(optimizer_state)
@@ -203,8 +207,8 @@ def train(
         started = time.monotonic()
         length = schedule.row_length_of(step)
         rows = batches.batch(f"step {step}", schedule.tokens_per_step // length, length)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = row_loss(model, rows)
+        with torch.autocast(model.device.type, dtype=torch.bfloat16):
+            loss = row_loss(model, rows.to(model.device))
         model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -234,7 +238,7 @@ def train(
 
 def write_checkpoint(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
     """Write the model, its configuration and the tokenizer as a Hugging Face checkpoint."""
-    model.to(torch.bfloat16)
+    model.to("cpu", torch.bfloat16)
     model.generation_config = GenerationConfig(
         bos_token_id=model.config.bos_token_id,
         eos_token_id=model.config.eos_token_id,
@@ -264,16 +268,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--output", type=Path, default=default_folder)
     parser.add_argument("--state", type=Path, default=Path("shipped_model_training.pt"))
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--vocabulary", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="where to train: cpu or cuda")
     arguments = parser.parse_args()
 
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     tokenizer = train_tokenizer(arguments.vocabulary, arguments.seed)
-    model = LlamaForCausalLM(model_config(tokenizer))
+    model = LlamaForCausalLM(model_config(tokenizer)).to(arguments.device)
     batches = Batches(tokenizer, arguments.seed)
     schedule = Schedule(arguments.steps)
     figures = train(model, batches, schedule, arguments.state)

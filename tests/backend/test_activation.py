@@ -14,9 +14,9 @@ REFERENCES = {
     Activation.RELU: lambda x: np.maximum(x, 0),
     Activation.SILU: lambda x: x / (1 + np.exp(-x)),
     Activation.GELU: lambda x: 0.5 * x * (1 + erf(x / math.sqrt(2))),
-    Activation.GELU_TANH: lambda x: 0.5
-    * x
-    * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    Activation.GELU_TANH: lambda x: (
+        0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    ),
 }
 
 
@@ -30,8 +30,15 @@ def run(isa, activation, gate, up, dtype="float32", y_dtype="float32"):
 
 @each_isa
 @pytest.mark.parametrize("activation", REFERENCES)
-@pytest.mark.parametrize("dtype,y_dtype", [("float32", "float32"), ("bfloat16", "bfloat16"),
-                                           ("float32", "bfloat16"), ("float16", "float32")])  # fmt: skip
+@pytest.mark.parametrize(
+    "dtype,y_dtype",
+    [
+        ("float32", "float32"),
+        ("bfloat16", "bfloat16"),
+        ("float32", "bfloat16"),
+        ("float16", "float32"),
+    ],
+)
 def test_gated_activation_is_that_of_float64(isa, activation, dtype, y_dtype):
     for width in (1, 8, 100, 1536):
         gate = encode(rng(1, width).normal(0, 3, (3, width)), dtype)

@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 from support.arrays import DTYPES, ISAS, assert_same_bytes, decode, each_isa
-from support.attention_cases import Cache, Shape, attend, blocks_of, expected, make_sequence, run_alone
+from support.attention_cases import (
+    Cache,
+    Shape,
+    attend,
+    blocks_of,
+    expected,
+    make_sequence,
+    run_alone,
+)
 
 from pagedcore import _core
 
@@ -166,3 +174,84 @@ def test_an_empty_span_changes_nothing():
     assert middle.shape[0] == 0
     assert_same_bytes(first, attend(shape, cache, spans[:1], backend())[0])
     assert_same_bytes(last, attend(shape, cache, spans[2:], backend())[0])
+
+
+def branch(shape: Shape, parent, tokens: int, length: int, *seed: int):
+    """A sequence of `length` tokens that has its first `tokens` tokens in common with `parent`."""
+    child = make_sequence(shape, length, *seed)
+    for name in ("query", "key", "value"):
+        getattr(child, name)[:tokens] = getattr(parent, name)[:tokens]
+    return child
+
+
+def tree_of_spans(shape: Shape, cache: Cache):
+    """Spans whose tables share blocks as a tree: a prompt, its branches, theirs, and a stranger."""
+    root = make_sequence(shape, 400)
+    family = [(root, 0, None)]
+    for i, (parent, tokens, length) in enumerate(
+        [(0, 256, 300), (0, 256, 257), (1, 288, 420), (1, 288, 300), (0, 128, 129), (0, 400, 411)]
+    ):
+        family.append((branch(shape, family[parent][0], tokens, length, i), tokens, parent))
+    family.append((make_sequence(shape, 200, 99), 0, None))
+    spans, tables = [], []
+    for sequence, tokens, parent in family:
+        whole = tokens // shape.block_size
+        table = list(tables[parent][:whole]) if parent is not None else []
+        length = len(sequence.query)
+        cache.write(table, sequence, whole * shape.block_size, length)
+        tables.append(table)
+        spans.append((sequence, table, length - 1 - len(spans) % 3, length))
+    return spans
+
+
+@each_isa
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("block_size", [16, 128])
+def test_shared_blocks_change_no_bit(isa, variant, block_size):
+    shape = Shape(**variant, block_size=block_size)
+    cache = Cache(shape, 400)
+    spans = tree_of_spans(shape, cache)
+    order = np.random.default_rng(5).permutation(len(spans))
+    for threads in (1, 2, 3):
+        together = attend(shape, cache, [spans[i] for i in order], backend(isa, threads))
+        for i, out in zip(order, together):
+            assert_same_bytes(out, attend(shape, cache, [spans[i]], backend(isa))[0])
+            assert np.isfinite(out).all()
+
+
+def test_tables_may_agree_again_behind_blocks_in_which_they_differ():
+    shape = Shape()
+    cache = Cache(shape, 60)
+    sequence = make_sequence(shape, 256)
+    table: list[int] = []
+    cache.write(table, sequence, 0, 256)
+    spans = [(sequence, table, 255, 256)]
+    for i in (0, 3, 4, 8, 15):
+        other = list(table)
+        other[i] = int(cache.free.pop())
+        cache.array[other[i]] = cache.array[table[(i + 1) % 16]]
+        spans.append((sequence, other, 255, 256))
+    together = attend(shape, cache, spans, backend())
+    for span, out in zip(spans, together):
+        assert_same_bytes(out, attend(shape, cache, [span], backend())[0])
+        assert not np.array_equal(out, together[0]) or span is spans[0]
+
+
+def test_many_sequences_on_one_prefix_are_as_each_alone():
+    shape = Shape(heads=9, kv_heads=3, dtype="bfloat16")
+    cache = Cache(shape, 600)
+    root = make_sequence(shape, 192)
+    first: list[int] = []
+    cache.write(first, root, 0, 192)
+    spans = []
+    for i in range(70):
+        length = 193 + 3 * i
+        sequence = branch(shape, root, 192, length, i)
+        table = first[:12]
+        cache.write(table, sequence, 192, length)
+        spans.append((sequence, table, length - 1, length))
+    for (sequence, *_), out in zip(spans, attend(shape, cache, spans, backend())):
+        assert np.abs(out - expected(shape, sequence)[-1:]).max() < PAIR_TOLERANCE
+    alone = [attend(shape, cache, [span], backend())[0] for span in spans[::10]]
+    for a, b in zip(alone, attend(shape, cache, spans, backend())[::10]):
+        assert_same_bytes(a, b)

@@ -1,6 +1,15 @@
 import numpy as np
 import pytest
-from support.arrays import DTYPES, ROUNDING, assert_same_bytes, decode, each_isa, encode, rng, storage
+from support.arrays import (
+    DTYPES,
+    ROUNDING,
+    assert_same_bytes,
+    decode,
+    each_isa,
+    encode,
+    rng,
+    storage,
+)
 
 from pagedcore import _core
 
@@ -20,21 +29,39 @@ def expected(kind, x, weight, bias, epsilon):
     return y if bias is None else y + decode(bias)
 
 
-def run(backend, kind, x, y_dtype, weight=None, bias=None, rows=None, weight_dtype="", epsilon=1e-5):
+def run(
+    backend, kind, x, y_dtype, weight=None, bias=None, rows=None, weight_dtype="", epsilon=1e-5
+):
     num_rows = len(x) if rows is None else len(rows)
     y = np.full((num_rows, x.shape[1]), 77, storage(y_dtype))
     x_dtype = "bfloat16" if x.dtype == np.uint16 else ""
     _core.ops.norm(
-        backend, kind, x, weight, bias, rows, y,
-        x_dtype=x_dtype, weight_dtype=weight_dtype, y_dtype=y_dtype, epsilon=epsilon,
-    )  # fmt: skip
+        backend,
+        kind,
+        x,
+        weight,
+        bias,
+        rows,
+        y,
+        x_dtype=x_dtype,
+        weight_dtype=weight_dtype,
+        y_dtype=y_dtype,
+        epsilon=epsilon,
+    )
     return y
 
 
 @each_isa
 @pytest.mark.parametrize("kind", [RMS, LAYER, NONE])
-@pytest.mark.parametrize("x_dtype,y_dtype", [("float32", "float32"), ("float32", "bfloat16"),
-                                             ("bfloat16", "float32"), ("float16", "float16")])  # fmt: skip
+@pytest.mark.parametrize(
+    "x_dtype,y_dtype",
+    [
+        ("float32", "float32"),
+        ("float32", "bfloat16"),
+        ("bfloat16", "float32"),
+        ("float16", "float16"),
+    ],
+)
 def test_norm_is_that_of_float64(isa, kind, x_dtype, y_dtype):
     backend = _core.make_cpu_backend(2, isa)
     for width in WIDTHS:

@@ -1,6 +1,15 @@
 import numpy as np
 import pytest
-from support.arrays import DTYPES, ROUNDING, assert_same_bytes, decode, each_isa, encode, rng, storage
+from support.arrays import (
+    DTYPES,
+    ROUNDING,
+    assert_same_bytes,
+    decode,
+    each_isa,
+    encode,
+    rng,
+    storage,
+)
 
 from pagedcore import _core
 

@@ -227,3 +227,19 @@ def test_sizes_are_read(text, count):
 )
 def test_sizes_are_shown(count, text):
     assert show_bytes(count) == text
+
+
+def test_bench_measures_a_trace(capsys, tmp_path):
+    (tmp_path / "trace").write_text("# prompt output\n20 5\n900 300\n7 3\n")
+    args = ("bench", "--trace", str(tmp_path / "trace"), "--limit", "2", "--json", *SMALL)
+    code, out, _ = call(capsys, *args)
+    facts = json.loads(out)
+    assert code == 0
+    assert (facts["requests"], facts["prompt_tokens"], facts["output_tokens"]) == (2, 744, 305)
+    assert facts["output_tokens_per_second"] == pytest.approx(305 / facts["seconds"])
+    assert 0 < facts["share_of_limit_percent"] < 150
+    assert 0 < facts["first_token_ms_median"] < 1e3 * facts["seconds"]
+    (tmp_path / "trace").write_text("20\n")
+    code, _, err = call(capsys, *args)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert 'is no list of "prompt output" lines' in err

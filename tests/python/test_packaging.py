@@ -57,12 +57,8 @@ def test_an_embedder_builds_and_runs_against_the_installed_package(tmp_path):
     check_output(build_and_run(prefix, tmp_path))
 
 
-def test_an_embedder_builds_and_runs_against_an_install_tree(tmp_path):
-    build = next((p for p in (ROOT / "build/cpu",) if (p / "build.ninja").is_file()), None)
-    if build is None:
-        pytest.skip("there is no build tree (cmake --preset cpu)")
-    run("cmake", "--install", build, "--prefix", tmp_path / "prefix")
-    check_output(build_and_run(tmp_path / "prefix", tmp_path / "embed"))
+def test_an_embedder_builds_and_runs_against_an_install_tree(tmp_path, install_tree):
+    check_output(build_and_run(install_tree, tmp_path))
 
 
 @needs_install

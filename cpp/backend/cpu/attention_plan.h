@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "pagedcore/export.h"
 #include "pagedcore/forward_batch.h"
 #include "pagedcore/ops.h"
 
@@ -28,40 +29,61 @@ struct AttentionPass {
   std::int32_t end_tile = 0;
 };
 
-// What one thread computes in one go for each KV head: passes in an order in which every span
-// meets its tiles from first to last.
+// Spans that meet their tiles together: passes in an order in which every span meets its own from
+// first to last.
 struct AttentionUnit {
   std::int32_t first_span = 0;
   std::int32_t end_span = 0;
   std::int32_t first_pass = 0;
   std::int32_t end_pass = 0;
+  std::int32_t num_queries = 0;
+  std::int64_t cost = 0;  // for one KV head
+};
+
+// What one thread computes in one go: a unit for KV heads [first_head, end_head).
+struct AttentionTask {
+  std::int32_t unit = 0;
+  std::int32_t first_head = 0;
+  std::int32_t end_head = 0;
   std::int64_t cost = 0;
 };
 
-// How the attention of one batch is split into units, the most expensive first. Built once a step:
-// it is the same for every layer.
-class AttentionPlan {
+// How the attention of one batch is split into tasks, the most expensive first. Sequences whose
+// tables begin with the same blocks are laid side by side, and a tile that several hold is read
+// once for all of them. Built once a step: it is the same for every layer.
+class PAGEDCORE_API AttentionPlan {
  public:
   // Forgets the batch of the last step.
   void reset() { is_ready_ = false; }
   // Makes the plan of `batch` unless it is there.
-  void prepare(const ForwardBatch& batch, const PagedAttentionParams& params);
+  void prepare(const ForwardBatch& batch, const PagedAttentionParams& params, int num_threads);
 
   const AttentionSpan* spans() const { return spans_.data(); }
   const AttentionPass* passes() const { return passes_.data(); }
   const AttentionUnit* units() const { return units_.data(); }
-  std::int32_t num_units() const { return static_cast<std::int32_t>(units_.size()); }
-  // The most queries that the spans of one unit have together.
-  std::int32_t max_unit_queries() const { return max_unit_queries_; }
+  const AttentionTask* tasks() const { return tasks_.data(); }
+  std::int64_t num_tasks() const { return static_cast<std::int64_t>(tasks_.size()); }
+  // The most rows, queries times query heads, that one task has.
+  std::int32_t max_task_rows() const { return max_task_rows_; }
+  // Tiles that are read from the cache for one KV head of one layer.
+  std::int64_t num_tiles_read() const;
 
  private:
-  void add_unit(std::int32_t first_span, std::int32_t first_pass);
+  struct Layout;
+
+  void add_spans(const Layout& layout);
+  void add_units(const Layout& layout, int num_threads);
+  void add_passes(std::int32_t first_span, std::int32_t end_span, std::int32_t first_tile);
+  void add_unit(std::int32_t first_span, std::int32_t end_span);
+  void add_tasks(const Layout& layout, int num_threads);
 
   bool is_ready_ = false;
-  std::int32_t max_unit_queries_ = 0;
+  std::int32_t max_task_rows_ = 0;
   std::vector<AttentionSpan> spans_;
+  std::vector<std::int32_t> shared_tiles_;  // of each span with the one before
   std::vector<AttentionPass> passes_;
   std::vector<AttentionUnit> units_;
+  std::vector<AttentionTask> tasks_;
 };
 
 }  // namespace pagedcore::cpu

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pagedcore
-from pagedcore.cli import chat, generate, info
+from pagedcore.cli import bench, chat, generate, info
 from pagedcore.cli.options import HelpFormatter
 
 _EXAMPLES = """\
@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="print the CMake prefix, for -DCMAKE_PREFIX_PATH=$(pagedcore --prefix)",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    for command in (generate, chat, info):
+    for command in (generate, chat, bench, info):
         command.add_parser(commands)
     return parser
 

@@ -29,8 +29,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "info",
         help="show a model, its memory plan and the backends",
-        description="Show a model, the exact memory that serving it takes, and the backends. "
-        "Nothing is allocated.",
+        description="Show a model, the exact memory that serving it takes, and the backends."
+        "\nNothing is allocated.",
         epilog=_EXAMPLES,
         formatter_class=HelpFormatter,
     )

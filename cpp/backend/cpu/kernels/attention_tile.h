@@ -16,13 +16,27 @@ struct TileIndices {
 };
 inline constexpr TileIndices kTileIndices;
 
-// How a product multiplies: its operands are matrices of 32-bit words.
+// How keys and values of T multiply: both operands of a product are matrices of 32-bit words.
+template <typename T>
 struct FloatOperands {
   using Element = float;
-  static constexpr int kPerWord = 1;
+  static constexpr int kPerWord = 1;  // numbers that meet in one multiply_add
   static Vec splat_word(const float* p) { return splat(*p); }
   static Vec load_words(const float* p) { return load(p); }
+  static void store_words(float* p, Vec a) { store(p, a); }
   static Vec multiply_add(Vec a, Vec b, Vec sum) { return fma(a, b, sum); }
+  // The first n <= kLanes numbers of a key as words.
+  static Vec load_key(const T* key, int n) { return n == kLanes ? load(key) : load_n(key, n); }
+  // The first n numbers of one value as V vectors of words.
+  template <int V>
+  static void load_values(const T* const* values, std::int64_t d, std::int64_t n, Vec* out) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      const std::int64_t left = n - v * kLanes;
+      const T* from = values[0] + d + v * kLanes;
+      out[v] = left >= kLanes ? load(from) : load_n(from, static_cast<int>(left));
+    }
+  }
 };
 
 // A word is two bfloat16: neighbours in the dimension that is summed over. Dot is Bf16Dot.
@@ -32,7 +46,25 @@ struct PairOperands {
   static constexpr int kPerWord = 2;
   static Vec splat_word(const BFloat16* p) { return Dot::splat_pair(p); }
   static Vec load_words(const BFloat16* p) { return Dot::load_pairs(p); }
+  static void store_words(BFloat16* p, Vec a) { Dot::store_pairs(p, a); }
   static Vec multiply_add(Vec a, Vec b, Vec sum) { return Dot::dot_pairs(sum, a, b); }
+  static Vec load_key(const BFloat16* key, int n) {
+    return n == 2 * kLanes ? Dot::load_pairs(key) : Dot::load_pairs_n(key, n);
+  }
+  // The first n numbers of two neighbouring values.
+  template <int V>
+  static void load_values(const BFloat16* const* values, std::int64_t d, std::int64_t n, Vec* out) {
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v += 2) {
+      const std::int64_t left = n - v * kLanes;
+      const std::int64_t from = d + v * kLanes;
+      const int count = left < 2 * kLanes ? static_cast<int>(left) : 2 * kLanes;
+      const Vec even = load_key(values[0] + from, count);
+      const Vec odd = load_key(values[1] + from, count);
+      out[v] = Dot::interleave_low(even, odd);
+      if (v + 1 < V) out[v + 1] = Dot::interleave_high(even, odd);
+    }
+  }
 };
 
 // A matrix of words in rows `stride` elements apart.
@@ -40,6 +72,15 @@ template <typename Element>
 struct Matrix {
   Element* data;
   std::int64_t stride;
+};
+
+// Rows and vectors of columns that registers hold sums of: AVX2 has 16, the others 32.
+inline constexpr int kMaxRows = 6;
+inline constexpr int kMaxVectors = kLanes == 8 ? 2 : 4;
+
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
 };
 
 // c = a b, or c += a b: R rows of a, V vectors of columns. Each sum runs over the words in order.
@@ -76,32 +117,32 @@ template <typename O, int R, int V>
   }
 }
 
+// Calls f with rows in 1 .. kMaxRows as a constant.
+template <typename F>
+[[gnu::always_inline]] inline void with_rows(int rows, F&& f) {
+  switch (rows) {
+    case 1:
+      return f(Constant<1>{});
+    case 2:
+      return f(Constant<2>{});
+    case 3:
+      return f(Constant<3>{});
+    case 4:
+      return f(Constant<4>{});
+    case 5:
+      return f(Constant<5>{});
+    default:
+      return f(Constant<6>{});
+  }
+}
+
 template <typename O, int V>
 void multiply_columns(int rows, Matrix<const typename O::Element> a,
                       Matrix<const typename O::Element> b, std::int64_t words, Matrix<float> c,
                       bool add) {
-  constexpr int kMaxRows = 6;
   for (int groups = (rows + kMaxRows - 1) / kMaxRows; groups > 0; --groups) {
     const int n = rows / groups;
-    switch (n) {
-      case 1:
-        multiply_block<O, 1, V>(a, b, words, c, add);
-        break;
-      case 2:
-        multiply_block<O, 2, V>(a, b, words, c, add);
-        break;
-      case 3:
-        multiply_block<O, 3, V>(a, b, words, c, add);
-        break;
-      case 4:
-        multiply_block<O, 4, V>(a, b, words, c, add);
-        break;
-      case 5:
-        multiply_block<O, 5, V>(a, b, words, c, add);
-        break;
-      default:
-        multiply_block<O, 6, V>(a, b, words, c, add);
-    }
+    with_rows(n, [&](auto count) { multiply_block<O, count.value, V>(a, b, words, c, add); });
     rows -= n;
     a.data += n * a.stride;
     c.data += n * c.stride;
@@ -112,7 +153,6 @@ void multiply_columns(int rows, Matrix<const typename O::Element> a,
 template <typename O>
 void multiply(int rows, Matrix<const typename O::Element> a, Matrix<const typename O::Element> b,
               std::int64_t words, Matrix<float> c, int vectors, bool add) {
-  constexpr int kMaxVectors = kLanes == 8 ? 2 : 4;  // AVX2 has 16 registers, the others 32
   const auto step = [&](int n) {
     b.data += n * kLanes * O::kPerWord;
     c.data += n * kLanes;
@@ -128,91 +168,126 @@ void multiply(int rows, Matrix<const typename O::Element> a, Matrix<const typena
   if (vectors == 1) multiply_columns<O, 1>(rows, a, b, words, c, add);
 }
 
-// keys [kTile] pointers to head_dim numbers, null for 0s -> out [head_dim words][kTile]
+// Where the keys, or values, of a tile's positions lie, and those of the tile that this thread
+// reads next, so that they come while this one is worked on.
 template <typename T>
-void pack_keys(FloatOperands, const T* const* keys, std::int64_t head_dim, float* out) {
-  for (int token = 0; token < kTile; token += kLanes) {
-    for (std::int64_t d = 0; d < head_dim; d += kLanes) {
-      const int n = head_dim - d < kLanes ? static_cast<int>(head_dim - d) : kLanes;
-      Vec block[kLanes];
-      for (int i = 0; i < kLanes; ++i) {
-        const T* key = keys[token + i];
-        block[i] = key == nullptr ? zero() : n == kLanes ? load(key + d) : load_n(key + d, n);
-      }
-      transpose(block);
-      for (int i = 0; i < n; ++i) store(out + (d + i) * kTile + token, block[i]);
-    }
-  }
+struct TileRows {
+  const T* rows[kTile];
+  const T* next[kTile];
+};
+
+inline constexpr int kLineBytes = 64;
+
+// Asks for the cache line at p + d where numbers d .. are the first of one.
+template <typename T>
+inline void prefetch_line(const T* p, std::int64_t d) {
+  if (d * sizeof(T) % kLineBytes == 0) prefetch_l2(p + d);
 }
 
-// The same in pairs of dimensions.
-template <typename Dot>
-void pack_keys(PairOperands<Dot>, const BFloat16* const* keys, std::int64_t head_dim,
-               BFloat16* out) {
-  constexpr int kStep = 2 * kLanes;
+// Words of kLanes tokens from `token` on: block[i] holds word i of the numbers from d on.
+template <typename O, typename T>
+[[gnu::always_inline]] inline void transpose_keys(const TileRows<T>& keys, int token,
+                                                  std::int64_t d, int n, Vec (&block)[kLanes]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    block[i] = O::load_key(keys.rows[token + i] + d, n);
+    prefetch_line(keys.next[token + i], d);
+  }
+  transpose(block);
+}
+
+// keys -> out [head_dim words][kTile]
+template <typename O, typename T>
+void pack_keys(const TileRows<T>& keys, std::int64_t head_dim, typename O::Element* out) {
+  constexpr int kStep = O::kPerWord * kLanes;
   for (int token = 0; token < kTile; token += kLanes) {
     for (std::int64_t d = 0; d < head_dim; d += kStep) {
       const int n = head_dim - d < kStep ? static_cast<int>(head_dim - d) : kStep;
       Vec block[kLanes];
+      transpose_keys<O>(keys, token, d, n, block);
+      for (int i = 0; i < n / O::kPerWord; ++i) {
+        O::store_words(out + (d + i * O::kPerWord) * kTile + token * O::kPerWord, block[i]);
+      }
+    }
+  }
+}
+
+// values -> out [kTile words][vectors * kLanes]
+template <typename O, typename T>
+void pack_values(const TileRows<T>& values, std::int64_t head_dim, int vectors,
+                 typename O::Element* out) {
+  for (int token = 0; token < kTile; token += O::kPerWord) {
+    for (int v = 0; v < vectors; v += O::kPerWord) {
+      const std::int64_t d = v * kLanes;
+      Vec words[O::kPerWord];
+      O::template load_values<O::kPerWord>(values.rows + token, d, head_dim - d, words);
+      for (int i = 0; i < O::kPerWord; ++i) prefetch_line(values.next[token + i], d);
+      for (int i = 0; i < O::kPerWord && v + i < vectors; ++i) {
+        O::store_words(out, words[i]);
+        out += kLanes * O::kPerWord;
+      }
+    }
+  }
+}
+
+// The scores of R rows of queries, with the same sums as multiply() of packed keys: for so few rows
+// that keys need not lie packed.
+template <typename O, int R, typename T>
+[[gnu::noinline]] void score_rows(Matrix<const typename O::Element> query, const TileRows<T>& keys,
+                                  std::int64_t head_dim, float* scores) {
+  constexpr int kStep = O::kPerWord * kLanes;
+  for (int token = 0; token < kTile; token += kLanes) {
+    Vec sums[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) sums[r] = zero();
+    for (std::int64_t d = 0; d < head_dim; d += kStep) {
+      const int n = head_dim - d < kStep ? static_cast<int>(head_dim - d) : kStep;
+      Vec block[kLanes];
+      transpose_keys<O>(keys, token, d, n, block);
+      const typename O::Element* word = query.data + d;
+#pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i) {
-        const BFloat16* key = keys[token + i];
-        block[i] = key == nullptr ? zero()
-                   : n == kStep   ? Dot::load_pairs(key + d)
-                                  : Dot::load_pairs_n(key + d, n);
-      }
-      transpose(block);
-      for (int i = 0; i < n / 2; ++i) {
-        Dot::store_pairs(out + ((d / 2 + i) * kTile + token) * 2, block[i]);
+        if (i * O::kPerWord >= n) break;
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          const Vec q = O::splat_word(word + r * query.stride + i * O::kPerWord);
+          sums[r] = O::multiply_add(q, block[i], sums[r]);
+        }
       }
     }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) store(scores + r * kTile + token, sums[r]);
   }
 }
 
-// values [kTile] pointers to head_dim numbers, null for 0s -> out [kTile words][vectors * kLanes]
-template <typename T>
-void pack_values(FloatOperands, const T* const* values, std::int64_t head_dim, int vectors,
-                 float* out) {
-  for (int token = 0; token < kTile; ++token) {
-    const T* value = values[token];
-    for (int v = 0; v < vectors; ++v) {
-      const std::int64_t left = head_dim - v * kLanes;
-      Vec x = zero();
-      if (value != nullptr) {
-        x = left >= kLanes ? load(value + v * kLanes)
-                           : load_n(value + v * kLanes, static_cast<int>(left));
-      }
-      store(out, x);
-      out += kLanes;
+// sums += weights [R][kTile] times values, V vectors from number d on; as multiply() does it.
+template <typename O, int R, int V, typename T>
+[[gnu::noinline]] void add_values(const typename O::Element* weights, const TileRows<T>& values,
+                                  std::int64_t d, std::int64_t head_dim, Matrix<float> out) {
+  Vec sums[R][V];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) sums[r][v] = load(out.data + r * out.stride + d + v * kLanes);
+  }
+  for (int token = 0; token < kTile; token += O::kPerWord) {
+    Vec columns[V];
+    O::template load_values<V>(values.rows + token, d, head_dim - d, columns);
+    for (int i = 0; i < O::kPerWord; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) prefetch_line(values.next[token + i], d + v * kLanes);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Vec weight = O::splat_word(weights + r * kTile + token);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sums[r][v] = O::multiply_add(weight, columns[v], sums[r][v]);
     }
   }
-}
-
-// The same in pairs of tokens.
-template <typename Dot>
-void pack_values(PairOperands<Dot>, const BFloat16* const* values, std::int64_t head_dim,
-                 int vectors, BFloat16* out) {
-  const auto load_half = [&](const BFloat16* value, int v) {
-    const std::int64_t left = head_dim - v * kLanes;
-    if (value == nullptr) return zero();
-    return left >= 2 * kLanes ? Dot::load_pairs(value + v * kLanes)
-                              : Dot::load_pairs_n(value + v * kLanes, static_cast<int>(left));
-  };
-  for (int token = 0; token < kTile; token += 2) {
-    for (int v = 0; v < vectors; v += 2) {
-      const Vec even = load_half(values[token], v);
-      const Vec odd = load_half(values[token + 1], v);
-      Dot::store_pairs(out, Dot::interleave_low(even, odd));
-      out += 2 * kLanes;
-      if (v + 1 == vectors) continue;
-      Dot::store_pairs(out, Dot::interleave_high(even, odd));
-      out += 2 * kLanes;
-    }
-  }
-}
-
-inline void scale_values(float* values, int vectors, Vec factor) {
-  for (int v = 0; v < vectors; ++v) {
-    store(values + v * kLanes, load(values + v * kLanes) * factor);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) store(out.data + r * out.stride + d + v * kLanes, sums[r][v]);
   }
 }
 
@@ -223,6 +298,12 @@ struct Softmax {
   float* sum;
   float* values;  // [vectors * kLanes]
 };
+
+inline void scale_values(float* values, int vectors, Vec factor) {
+  for (int v = 0; v < vectors; ++v) {
+    store(values + v * kLanes, load(values + v * kLanes) * factor);
+  }
+}
 
 // Takes a tile's scores [kTile] at begin <= index < end into the softmax and gives their weights,
 // 0 elsewhere. `softcap` is in units of log2; 0: none. REQUIRES: begin < end.
