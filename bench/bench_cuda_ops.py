@@ -75,7 +75,6 @@ def measure_limits():
     a = torch.randn(1 << 30, device="cuda")
     b = torch.empty_like(a)
     LIMITS["tb_per_s"] = 8 * a.numel() / torch_us(lambda i: torch.neg(a, out=b), 4) / 1e6
-    del a, b
     x, y = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     z = torch.empty_like(x)
     LIMITS["tflops"] = 2 * 8192**3 / torch_us(lambda i: torch.mm(x, y, out=z), 4) / 1e6
@@ -121,8 +120,11 @@ def decode_attention(
         return torch.nn.functional.scaled_dot_product_attention(q4, k, v, enable_gqa=True)
 
     try:
-        report(f"torch sdpa, contiguous: b{batch_size} len{length}", torch_us(sdpa, kv.shape[0]),
-               bytes_moved=batch_size * length * kv_heads * dim * 4)  # fmt: skip
+        report(
+            f"torch sdpa, contiguous: b{batch_size} len{length}",
+            torch_us(sdpa, kv.shape[0]),
+            bytes_moved=batch_size * length * kv_heads * dim * 4,
+        )
     except Exception as error:
         print("sdpa failed:", str(error)[:200])
 
@@ -168,9 +170,12 @@ def linear(ops, rows, k, n, epilogue="store"):
     us = ours_us(lambda r: ops.call("linears", ints, (), r), copies)
     report(f"linear m{rows} k{k} n{n} bf16", us, bytes_moved=n * k * 2, flops=2 * rows * n * k)
     z = torch.empty_like(y)
-    report(f"torch mm m{rows} k{k} n{n} bf16",
-           torch_us(lambda i: torch.mm(x, weights[i % copies].T, out=z), copies),
-           bytes_moved=n * k * 2, flops=2 * rows * n * k)  # fmt: skip
+    report(
+        f"torch mm m{rows} k{k} n{n} bf16",
+        torch_us(lambda i: torch.mm(x, weights[i % copies].T, out=z), copies),
+        bytes_moved=n * k * 2,
+        flops=2 * rows * n * k,
+    )
 
 
 def blocks(ops, count=256):
@@ -198,8 +203,12 @@ def blocks(ops, count=256):
         us = ours_us(
             lambda n, w=what: ops.copies(w, cache, scattered, host, count, repeats=n), repeats=3
         )
-        report(f"{label} {count} of {block_bytes >> 10} KiB", us,
-               gb_per_s=round(count * block_bytes / us / 1e3, 1), share_of_link=round(count * block_bytes / us / 1e3 / link, 3))  # fmt: skip
+        report(
+            f"{label} {count} of {block_bytes >> 10} KiB",
+            us,
+            gb_per_s=round(count * block_bytes / us / 1e3, 1),
+            share_of_link=round(count * block_bytes / us / 1e3 / link, 3),
+        )
     ops.lib.ops_free_host(ops.handle, host)
 
 

@@ -104,11 +104,22 @@ class Batch:
         logit_rows = [s - 1 for s, q in zip(starts[1:], self.query_lens, strict=True) if q > 0]
         contexts = [c + q for c, q in zip(self.context_lens, self.query_lens, strict=True)]
         return [
-            total, n, len(logit_rows), max(self.query_lens), max(contexts),
-            host(self.tokens or [0] * total), host(self.positions()),
-            host(self.slots(), torch.int64), host(starts), host(self.context_lens),
-            host(list(range(n))), self.stride, host(logit_rows), host(updates), len(updates),
-        ]  # fmt: skip
+            total,
+            n,
+            len(logit_rows),
+            max(self.query_lens),
+            max(contexts),
+            host(self.tokens or [0] * total),
+            host(self.positions()),
+            host(self.slots(), torch.int64),
+            host(starts),
+            host(self.context_lens),
+            host(list(range(n))),
+            self.stride,
+            host(logit_rows),
+            host(updates),
+            len(updates),
+        ]
 
 
 class Ops:
@@ -146,18 +157,57 @@ class Ops:
             raise RuntimeError(self.lib.ops_error(self.handle).decode())
 
     def embed(self, ids, table, y, id_offset=0, accumulate=False):
-        self.call("embed", [ids.numel(), table.shape[1], address(ids), id_offset, address(table), kind(table),
-                            table.shape[0], int(accumulate), address(y), kind(y)])  # fmt: skip
+        self.call(
+            "embed",
+            [
+                ids.numel(),
+                table.shape[1],
+                address(ids),
+                id_offset,
+                address(table),
+                kind(table),
+                table.shape[0],
+                int(accumulate),
+                address(y),
+                kind(y),
+            ],
+        )
 
     def norm(self, norm, x, y, weight=None, bias=None, rows=None, epsilon=1e-5):
-        self.call("norm", [NORMS[norm], y.shape[0], y.shape[1], address(x), kind(x), address(rows),
-                           address(weight), address(bias), kind(weight), address(y), kind(y)], [epsilon])  # fmt: skip
+        self.call(
+            "norm",
+            [
+                NORMS[norm],
+                y.shape[0],
+                y.shape[1],
+                address(x),
+                kind(x),
+                address(rows),
+                address(weight),
+                address(bias),
+                kind(weight),
+                address(y),
+                kind(y),
+            ],
+            [epsilon],
+        )
 
     def linear_ints(
         self, x, weights, y, biases=None, epilogue="store", activation="none", in_out=False
     ):
-        ints = [x.shape[0], x.shape[1], address(x), kind(x), x.stride(0), len(weights), EPILOGUES[epilogue],
-                ACTIVATIONS[activation], address(y), kind(y), y.stride(0)]  # fmt: skip
+        ints = [
+            x.shape[0],
+            x.shape[1],
+            address(x),
+            kind(x),
+            x.stride(0),
+            len(weights),
+            EPILOGUES[epilogue],
+            ACTIVATIONS[activation],
+            address(y),
+            kind(y),
+            y.stride(0),
+        ]
         for w, b in zip(weights, biases or [None] * len(weights), strict=True):
             out = w.shape[1] if in_out else w.shape[0]
             ints += [address(w), kind(w), int(in_out), out, address(b), kind(b)]
@@ -166,12 +216,41 @@ class Ops:
     def linear(self, *args, **kwargs):
         self.call("linear", self.linear_ints(*args, **kwargs))
 
-    def rope_and_cache(self, qkv, positions, slots, query, cache, layer=0, cos_sin=None, rotary_dim=0,
-                       q_norm=None, k_norm=None, epsilon=1e-6):  # fmt: skip
-        self.call("rope_and_cache", [qkv.shape[0], query.shape[1], address(qkv), kind(qkv), address(positions),
-                                     address(slots), address(cos_sin), rotary_dim, address(q_norm), address(k_norm),
-                                     kind(q_norm), address(query), kind(query), layer, *cache.ints()],
-                  [epsilon, *cache.floats()])  # fmt: skip
+    def rope_and_cache(
+        self,
+        qkv,
+        positions,
+        slots,
+        query,
+        cache,
+        layer=0,
+        cos_sin=None,
+        rotary_dim=0,
+        q_norm=None,
+        k_norm=None,
+        epsilon=1e-6,
+    ):
+        self.call(
+            "rope_and_cache",
+            [
+                qkv.shape[0],
+                query.shape[1],
+                address(qkv),
+                kind(qkv),
+                address(positions),
+                address(slots),
+                address(cos_sin),
+                rotary_dim,
+                address(q_norm),
+                address(k_norm),
+                kind(q_norm),
+                address(query),
+                kind(query),
+                layer,
+                *cache.ints(),
+            ],
+            [epsilon, *cache.floats()],
+        )
 
     def stage(self, batch: Batch):
         ints = batch.ints()
@@ -182,24 +261,50 @@ class Ops:
     def attention_args(
         self, query, out, cache, layer=0, scale=1.0, window=0, softcap=0.0, as_step=0
     ):
-        return ([int(as_step), query.shape[1], address(query), kind(query), layer, window, address(out), kind(out),
-                 *cache.ints()], [scale, softcap, *cache.floats()])  # fmt: skip
+        return (
+            [
+                int(as_step),
+                query.shape[1],
+                address(query),
+                kind(query),
+                layer,
+                window,
+                address(out),
+                kind(out),
+                *cache.ints(),
+            ],
+            [scale, softcap, *cache.floats()],
+        )
 
     def paged_attention(self, *args, repeats=1, **kwargs):
         ints, floats = self.attention_args(*args, **kwargs)
         self.call("paged_attention", ints, floats, repeats)
 
     def gated_activation(self, gate_up, y, activation="silu"):
-        self.call("gated_activation", [y.shape[0], y.shape[1], address(gate_up), kind(gate_up),
-                                       ACTIVATIONS[activation], address(y), kind(y)])  # fmt: skip
+        self.call(
+            "gated_activation",
+            [
+                y.shape[0],
+                y.shape[1],
+                address(gate_up),
+                kind(gate_up),
+                ACTIVATIONS[activation],
+                address(y),
+                kind(y),
+            ],
+        )
 
     def copies(self, what, cache, pairs, host=0, host_blocks=0, repeats=1):
         flat = torch.tensor(pairs, dtype=torch.int32)
-        self.call("copies", [what, host, host_blocks, flat.data_ptr(), len(pairs), *cache.ints()],
-                  cache.floats(), repeats)  # fmt: skip
+        self.call(
+            "copies",
+            [what, host, host_blocks, flat.data_ptr(), len(pairs), *cache.ints()],
+            cache.floats(),
+            repeats,
+        )
 
     def sample(self, logits, rows, max_top=0):
-        """Samples rows (dicts of SampleRow's fields); gives tokens, logprobs, ranks, top ids, top logprobs."""
+        """Samples rows, dicts of SampleRow's fields; gives all outputs in their order."""
         n = len(rows)
         tokens, ranks = torch.zeros(n, dtype=torch.int32), torch.zeros(n, dtype=torch.int32)
         logprobs = torch.zeros(n)
@@ -218,14 +323,44 @@ class Ops:
                 packed[j, 0] = token
                 packed[j, 1:].view(torch.float32)[0] = value
             keep.append(packed)
-            ints += [row.get("logit_row", 0), row.get("top_k", 0), row.get("num_top", -1), row.get("given_token", -1),
-                     row.get("seed", 0), row.get("position", 0), *span(row.get("seen", [])),
-                     packed.data_ptr(), len(bias), *span(row.get("allowed", [])), *span(row.get("banned", []))]  # fmt: skip
-            floats += [row.get("temperature", 0.0), row.get("top_p", 1.0), row.get("min_p", 0.0),
-                       row.get("repetition_penalty", 1.0), row.get("presence_penalty", 0.0),
-                       row.get("frequency_penalty", 0.0)]  # fmt: skip
-        head = [address(logits), logits.shape[0], logits.shape[1], tokens.data_ptr(), n, logprobs.data_ptr(), n,
-                ranks.data_ptr(), n, max_top, top.data_ptr(), n * max_top, top_logprobs.data_ptr(), n * max_top, n]  # fmt: skip
+            ints += [
+                row.get("logit_row", 0),
+                row.get("top_k", 0),
+                row.get("num_top", -1),
+                row.get("given_token", -1),
+                row.get("seed", 0),
+                row.get("position", 0),
+                *span(row.get("seen", [])),
+                packed.data_ptr(),
+                len(bias),
+                *span(row.get("allowed", [])),
+                *span(row.get("banned", [])),
+            ]
+            floats += [
+                row.get("temperature", 0.0),
+                row.get("top_p", 1.0),
+                row.get("min_p", 0.0),
+                row.get("repetition_penalty", 1.0),
+                row.get("presence_penalty", 0.0),
+                row.get("frequency_penalty", 0.0),
+            ]
+        head = [
+            address(logits),
+            logits.shape[0],
+            logits.shape[1],
+            tokens.data_ptr(),
+            n,
+            logprobs.data_ptr(),
+            n,
+            ranks.data_ptr(),
+            n,
+            max_top,
+            top.data_ptr(),
+            n * max_top,
+            top_logprobs.data_ptr(),
+            n * max_top,
+            n,
+        ]
         self.call("sample", head + ints, floats)
         return tokens, logprobs, ranks, top, top_logprobs
 

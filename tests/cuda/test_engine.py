@@ -5,9 +5,9 @@ import torch
 
 pytest.importorskip("transformers")
 pytest.importorskip("pagedcore")
-from support import models  # noqa: E402
+from support import models
 
-from pagedcore import LLM, BackendUnavailable, SamplingParams  # noqa: E402
+from pagedcore import LLM, BackendUnavailable, SamplingParams
 
 LENGTHS = (1, 3, 8, 17, 25, 40, 64, 90)
 GREEDY = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)

@@ -96,13 +96,20 @@ def test_draws_equal_the_cpus_but_for_rounding(ops, cpu_ops, vocab, settings):
     g = torch.Generator().manual_seed(1)
     rows = [
         {
-            "logit_row": i % 2, "temperature": 0.8, "seed": i // 7, "position": i, "repetition_penalty": 1.1,
-            "presence_penalty": 0.2, "frequency_penalty": 0.1, **settings,
+            "logit_row": i % 2,
+            "temperature": 0.8,
+            "seed": i // 7,
+            "position": i,
+            "repetition_penalty": 1.1,
+            "presence_penalty": 0.2,
+            "frequency_penalty": 0.1,
+            **settings,
             "seen": [(t, t % 3) for t in torch.randperm(vocab, generator=g)[:50].tolist()],
-            "bias": [(5, 1.5), (8, -3.0)], "banned": [int(logits[i % 2].argmax())],
+            "bias": [(5, 1.5), (8, -3.0)],
+            "banned": [int(logits[i % 2].argmax())],
         }
         for i in range(64)
-    ]  # fmt: skip
+    ]
     if settings.get("top_k", 0) > 2048 or settings.get("top_k", 0) >= vocab:
         pytest.skip("drawn by another method than the CPU's")
     cuda, *_ = ops.sample(logits, rows)
