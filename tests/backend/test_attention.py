@@ -245,7 +245,7 @@ def test_many_sequences_on_one_prefix_are_as_each_alone():
     cache.write(first, root, 0, 192)
     spans = []
     for i in range(70):
-        length = 193 + 3 * i
+        length = 193 + i
         sequence = branch(shape, root, 192, length, i)
         table = first[:12]
         cache.write(table, sequence, 192, length)
