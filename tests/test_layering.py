@@ -51,8 +51,16 @@ MODULE_OF_HEADER = {h: module for module, headers in PUBLIC_HEADERS.items() for 
 # Python modules from the bottom up; one may import only from the rows above its own.
 PYTHON_LAYERS = [
     ["_core"],
-    ["interrupts", "ops", "outputs", "sampling_params", "tensors", "text"],
-    ["chat_template", "config", "engine_options", "live_request", "prompts", "safetensors_file"],
+    ["interrupts", "outputs", "sampling_params", "tensors", "text"],
+    [
+        "chat_template",
+        "config",
+        "engine_options",
+        "live_request",
+        "ops",
+        "prompts",
+        "safetensors_file",
+    ],
     ["checkpoint"],
     ["llm"],
     ["cli"],
