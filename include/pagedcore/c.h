@@ -37,8 +37,8 @@ PAGEDCORE_API pagedcore_status pagedcore_options_set_number(pagedcore_options* o
 PAGEDCORE_API pagedcore_status pagedcore_options_set_text(pagedcore_options* options,
                                                           const char* name, const char* value);
 PAGEDCORE_API pagedcore_status pagedcore_options_set_tokens(pagedcore_options* options,
-                                                            const char* name,
-                                                            const int32_t* tokens, size_t count);
+                                                            const char* name, const int32_t* tokens,
+                                                            size_t count);
 
 /* A dense row-major tensor of the checkpoint. */
 typedef struct pagedcore_tensor {

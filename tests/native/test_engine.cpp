@@ -24,8 +24,7 @@ struct Fixture {
   std::unique_ptr<Engine> make(const EngineConfig& config) {
     return std::make_unique<Engine>(
         model.first, model.second,
-        std::make_unique<test::FaultyBackend>(make_cpu_backend({1, ""}), faults),
-        config);
+        std::make_unique<test::FaultyBackend>(make_cpu_backend({1, ""}), faults), config);
   }
 };
 
