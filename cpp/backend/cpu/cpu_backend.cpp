@@ -61,6 +61,12 @@ void CpuBackend::do_swap_in(const KvCacheView& cache, const void* host,
   move_blocks(cache.data, host, cache.block_bytes(), copies);
 }
 
+void CpuBackend::check_cache_dtype(DType dtype) {
+  PAGEDCORE_REQUIRE(
+      dtype == DType::kFloat32 || dtype == DType::kFloat16 || dtype == DType::kBFloat16,
+      "the CPU's KV cache must be float32, float16 or bfloat16, got ", dtype_name(dtype));
+}
+
 void CpuBackend::move_blocks(void* dst, const void* src, std::int64_t block_bytes,
                              std::span<const BlockCopy> copies) {
   const auto num_copies = static_cast<std::int64_t>(copies.size());

@@ -37,9 +37,11 @@ class CpuBackend final : public Backend {
   void do_norm(const NormParams& params) override { kernels_.norm(params, context_); }
   void do_linear(const LinearParams& params) override { kernels_.linear(params, context_); }
   void do_rope_and_cache(const RopeAndCacheParams& params) override {
+    check_cache_dtype(params.cache.dtype);
     kernels_.rope_and_cache(params, context_);
   }
   void do_paged_attention(const ForwardBatch& batch, const PagedAttentionParams& params) override {
+    check_cache_dtype(params.cache.dtype);
     kernels_.paged_attention(batch, params, context_);
   }
   void do_gated_activation(const GatedActivationParams& params) override {
@@ -51,6 +53,8 @@ class CpuBackend final : public Backend {
                    std::span<const BlockCopy> copies) override;
   void do_swap_in(const KvCacheView& cache, const void* host,
                   std::span<const BlockCopy> copies) override;
+  // Throws InvalidArgument for a cache that these kernels don't read.
+  static void check_cache_dtype(DType dtype);
   // Copies blocks of block_bytes from one pool to another, split over the threads.
   void move_blocks(void* dst, const void* src, std::int64_t block_bytes,
                    std::span<const BlockCopy> copies);

@@ -1,4 +1,5 @@
 #include "cpp/backend/cpu/kernels/any.h"
+#include "cpp/backend/cpu/kernels/attention_scratch.h"
 #include "cpp/backend/cpu/kernels/attention_tile.h"
 #include "cpp/backend/cpu/kernels/kernels.h"
 
@@ -11,73 +12,11 @@ namespace {
 // The softmax starts anew every so many tiles and joins what came before it: work on one sequence
 // can be split there without changing a bit.
 constexpr int kPartTiles = 4;
-// Rows whose scores are held at a time.
-constexpr int kScoreRows = 24;
 constexpr float kMinusInfinity = -__builtin_inff();
 constexpr float kLog2E = 1.44269504f;
 
-constexpr std::int64_t round_up(std::int64_t n, std::int64_t step) {
-  return (n + step - 1) / step * step;
-}
-
 // Stands for rows that must not be read; as long as the longest head.
 alignas(64) constexpr float kZeros[512] = {};
-
-// What every task of one call shares.
-struct Job {
-  const ForwardBatch& batch;
-  const PagedAttentionParams& params;
-  const AttentionPlan& plan;
-  std::int64_t head_dim;
-  int block_shift;  // log2 of block_size
-  int group;        // query heads of a KV head
-  int vectors;      // of a row of values
-};
-
-// One thread's arrays, carved from the workspace.
-struct Scratch {
-  float* query;            // [rows][head_dim rounded up to vectors]; bfloat16 for pairs
-  float* keys;             // [head_dim][kTile]
-  float* values;           // [kTile][vectors * kLanes]
-  float* scores;           // [kScoreRows][kTile]
-  float* weights;          // [kScoreRows][kTile]
-  float* part_values;      // [rows][vectors * kLanes]
-  float* total_values;     // same
-  float* part_largest;     // [rows]
-  float* part_sum;         // [rows]
-  float* total_largest;    // [rows]
-  float* total_sum;        // [rows]
-  std::int32_t* position;  // [rows] of each row's query
-
-  static std::int64_t bytes(const Job& job) {
-    const std::int64_t width = job.vectors * kLanes;
-    const std::int64_t rows = round_up(job.plan.max_task_rows(), 16);
-    return 4 * (3 * rows * width + 2 * kTile * width + 2 * kScoreRows * kTile + 5 * rows);
-  }
-
-  Scratch(const Job& job, std::byte* memory) {
-    const std::int64_t width = job.vectors * kLanes;
-    const std::int64_t rows = round_up(job.plan.max_task_rows(), 16);
-    auto* next = reinterpret_cast<float*>(memory);
-    const auto take = [&](std::int64_t count) {
-      float* taken = next;
-      next += count;
-      return taken;
-    };
-    query = take(rows * width);
-    keys = take(kTile * width);
-    values = take(kTile * width);
-    scores = take(kScoreRows * kTile);
-    weights = take(kScoreRows * kTile);
-    part_values = take(rows * width);
-    total_values = take(rows * width);
-    part_largest = take(rows);
-    part_sum = take(rows);
-    total_largest = take(rows);
-    total_sum = take(rows);
-    position = reinterpret_cast<std::int32_t*>(take(rows));
-  }
-};
 
 // Positions [begin, end) of the tile at `start`, and where each one's key lies in the first KV
 // head: elements from the start of the layer in block 0.
@@ -94,7 +33,7 @@ class TaskRunner {
  public:
   using Element = typename O::Element;
 
-  TaskRunner(const Job& job, std::byte* memory)
+  TaskRunner(const AttentionJob& job, std::byte* memory)
       : job_(job), scratch_(job, memory), width_(job.vectors * kLanes) {
     const KvCacheView& cache = job.params.cache;
     layer_ = static_cast<const T*>(cache.data) + job.params.layer * cache.layer_stride();
@@ -362,8 +301,8 @@ class TaskRunner {
     });
   }
 
-  const Job& job_;
-  Scratch scratch_;
+  const AttentionJob& job_;
+  AttentionScratch scratch_;
   const std::int64_t width_;
   const T* layer_;
   Element* query_;
@@ -379,8 +318,8 @@ class TaskRunner {
 
 // Threads take tasks as they get free, the most expensive first.
 template <typename T, typename O>
-void run_tasks(const Job& job, Context& context) {
-  const std::int64_t bytes = round_up(Scratch::bytes(job), 64);
+void run_tasks(const AttentionJob& job, Context& context) {
+  const std::int64_t bytes = round_up(AttentionScratch::bytes(job), 64);
   std::byte* memory = context.workspace.reserve(bytes * context.pool.size());
   const std::int64_t num_tasks = job.plan.num_tasks();
   std::int64_t next = 0;
@@ -411,7 +350,7 @@ void paged_attention(const ForwardBatch& batch, const PagedAttentionParams& para
   AttentionPlan& plan = context.attention_plan;
   plan.prepare(batch, params, context.pool.size());
   const std::int64_t head_dim = params.cache.head_dim;
-  const Job job{
+  const AttentionJob job{
       .batch = batch,
       .params = params,
       .plan = plan,
