@@ -6,9 +6,7 @@ namespace pagedcore::cpu::PAGEDCORE_ISA {
 
 inline constexpr bool kHasBf16Dot = true;
 
-inline __m256i narrow(BFloat16, Vec a) {
-  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a));
-}
+inline __m256i narrow(BFloat16, Vec a) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a)); }
 
 // Arithmetic on pairs of bfloat16: a Vec holds kLanes of them, as they lie in memory.
 struct Bf16Dot {
