@@ -6,12 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#if __has_include(<cublasLt.h>)
-#include <cublasLt.h>
-#endif
-
 // The few declarations of cuBLASLt's stable ABI that are used, so that building needs no header of
-// it; checked against the header wherever there is one.
+// it; abi_check/ checks them against the header wherever there is one.
 namespace pagedcore::cuda::lt {
 
 using Handle = void*;
@@ -57,12 +53,5 @@ using PreferenceSetAttribute = int (*)(Preference, int, const void*, std::size_t
 using PreferenceDestroy = int (*)(Preference);
 using GetHeuristic = int (*)(Handle, Desc, Layout a, Layout b, Layout c, Layout d, Preference,
                              int requested, HeuristicResult*, int* found);
-
-#if __has_include(<cublasLt.h>)
-static_assert(kCompute32F == CUBLAS_COMPUTE_32F && kDescTransA == CUBLASLT_MATMUL_DESC_TRANSA &&
-              kDescTransB == CUBLASLT_MATMUL_DESC_TRANSB && kOpT == CUBLAS_OP_T &&
-              kPreferenceMaxWorkspaceBytes == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES &&
-              sizeof(HeuristicResult) == sizeof(cublasLtMatmulHeuristicResult_t));
-#endif
 
 }  // namespace pagedcore::cuda::lt

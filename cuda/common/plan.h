@@ -27,10 +27,7 @@ constexpr int kMaxSplits = 32;
 // Tokens a split: a function of the sequence's own length alone, so that its sum has the same
 // order whatever else is in the batch. Short sequences are not worth a merge; medium ones are cut
 // finely to reach many processors, long ones coarsely. A multiple of 64; at most kMaxSplits splits.
-#ifdef __CUDACC__
-__host__ __device__
-#endif
-    constexpr std::int32_t split_tokens(std::int32_t length) {
+constexpr std::int32_t split_tokens(std::int32_t length) {
   if (length <= 768) return 768;
   std::int32_t n = length / 6;
   n = n < 256 ? 256 : n > 1024 ? 1024 : n;

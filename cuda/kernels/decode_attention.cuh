@@ -1,8 +1,6 @@
 #pragma once
 
-#include <algorithm>
-
-#include "cuda/common/launch.h"
+#include "cuda/common/launch.cuh"
 #include "cuda/kernels/attention.cuh"
 
 namespace pagedcore::cuda {
@@ -288,7 +286,6 @@ struct DecodeAttention {
       }
     }
     __syncthreads();
-    const bool final = work.num_splits == 1;
     for (int i = threadIdx.x; i < work.num_rows * kHeadDim; i += kThreads) {
       const int row = i / kHeadDim;
       float max_all = kNegativeInfinity, sum = 0.0f, o = 0.0f;
@@ -302,7 +299,7 @@ struct DecodeAttention {
         o += out[w * kRows * kHeadDim + i] * factor;
       }
       const std::int64_t head = work.first_head;
-      if (final) {
+      if (work.num_splits == 1) {
         store1(p.out, p.out_dtype, (work.item.token * p.num_heads + head) * kHeadDim + i,
                o / sum * p.cache.v_scale);
       } else {
@@ -398,12 +395,11 @@ struct DecodeAttention {
     const int4* items = reinterpret_cast<const int4*>(args.items);
     std::int32_t w = blockIdx.x;
     if (w >= num_work) return await_inputs();
-    const auto step_of = static_cast<std::int32_t>(gridDim.x);
     // Descriptors are loaded one item ahead, block table entries while the last item is merged.
     Work work = make_work(args, w, __ldg(items + w / num_tiles), group, num_tiles);
     await_inputs();
     while (true) {
-      const std::int32_t next = w + step_of;
+      const std::int32_t next = w + static_cast<std::int32_t>(gridDim.x);
       const int4 next_item = __ldg(items + min(next, num_work - 1) / num_tiles);
       const bool live = work.item.split >= work.first_split;
       State state;
@@ -420,32 +416,5 @@ struct DecodeAttention {
     }
   }
 };
-
-template <typename KV, int kHeadDim>
-__global__ void __launch_bounds__(DecodeAttention<KV, kHeadDim>::kThreads,
-                                  DecodeAttention<KV, kHeadDim>::kBlocksPerSm)
-    decode_attention_kernel(const __grid_constant__ AttentionArgs args) {
-  extern __shared__ __align__(128) char shared[];
-  DecodeAttention<KV, kHeadDim>::run(args, shared);
-}
-
-template <typename KV, int kHeadDim>
-void launch_decode_attention_as(const AttentionArgs& args, std::int64_t max_items,
-                                cudaStream_t stream) {
-  using Kernel = DecodeAttention<KV, kHeadDim>;
-  const auto kernel = decode_attention_kernel<KV, kHeadDim>;
-  PAGEDCORE_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                            Kernel::kSharedBytes));
-  int blocks_a_sm = 0;
-  PAGEDCORE_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-      &blocks_a_sm, kernel, Kernel::kThreads, Kernel::kSharedBytes));
-  const std::int64_t group = args.op.num_heads / args.op.cache.num_kv_heads;
-  const std::int64_t num_work =
-      max_items * args.op.cache.num_kv_heads * ceil_div(group, Kernel::kRows);
-  const std::int64_t grid =
-      std::min<std::int64_t>(num_work, args.num_sms * std::max(1, blocks_a_sm));
-  launch_dependent(kernel, dim3(static_cast<unsigned>(grid)), Kernel::kThreads,
-                   Kernel::kSharedBytes, stream, args);
-}
 
 }  // namespace pagedcore::cuda

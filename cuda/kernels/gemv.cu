@@ -1,4 +1,4 @@
-#include "cuda/common/launch.h"
+#include "cuda/common/launch.cuh"
 #include "cuda/common/vec.cuh"
 #include "cuda/kernels/kernels.h"
 

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "cuda/common/launch.h"
+#include "cuda/common/launch.cuh"
 #include "cuda/kernels/attention.cuh"
 
 namespace pagedcore::cuda {

@@ -1,7 +1,9 @@
 #pragma once
 
-#include "cuda/common/wgmma.cuh"
+#include <nv/target>
+
 #include "cuda/kernels/prefill_attention.cuh"
+#include "cuda/kernels/wgmma.cuh"
 
 namespace pagedcore::cuda {
 
@@ -274,10 +276,8 @@ struct PrefillAttentionSm90 {
 template <typename KV, int kHeadDim>
 __global__ void __launch_bounds__(PrefillAttentionSm90<KV, kHeadDim>::kThreads, 1)
     prefill_attention_sm90_kernel(const __grid_constant__ AttentionArgs args) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(128) char shared[];
-  PrefillAttentionSm90<KV, kHeadDim>::run(args, shared);
-#endif
+  NV_IF_TARGET(NV_HAS_FEATURE_SM_90a, (PrefillAttentionSm90<KV, kHeadDim>::run(args, shared);))
 }
 
 // The kernel of the device's architecture.

@@ -1,4 +1,4 @@
-#include "cuda/common/launch.h"
+#include "cuda/common/launch.cuh"
 #include "cuda/kernels/attention.cuh"
 #include "pagedcore/error.h"
 
