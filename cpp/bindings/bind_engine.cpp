@@ -81,10 +81,45 @@ py::list step(Engine& engine) {
   return result;
 }
 
+RequestOptions make_options(std::int32_t priority, std::string tenant, std::string cache_salt,
+                            bool hold) {
+  return {priority, std::move(tenant), std::move(cache_salt), hold};
+}
+
+RequestId fork(Engine& engine, RequestId request_id, const SamplingParams& params,
+               std::int32_t index, std::optional<std::int32_t> at_token,
+               const std::vector<TokenId>& more_tokens, std::int32_t priority, std::string tenant,
+               bool hold) {
+  const RequestOptions options = make_options(priority, std::move(tenant), "", hold);
+  const py::gil_scoped_release no_gil;
+  return engine.fork(request_id, index, at_token, params, more_tokens, options);
+}
+
+py::bytes save(const Engine& engine, RequestId request_id, std::int32_t index) {
+  std::vector<std::byte> bytes;
+  {
+    const py::gil_scoped_release no_gil;
+    bytes = engine.save(request_id, index);
+  }
+  return py::bytes(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+}
+
+RequestId load(Engine& engine, const py::buffer& snapshot,
+               const std::optional<SamplingParams>& params, std::int32_t priority,
+               std::string tenant, bool hold) {
+  const py::buffer_info info = snapshot.request();
+  const std::span bytes(static_cast<const std::byte*>(info.ptr),
+                        static_cast<std::size_t>(info.size * info.itemsize));
+  const RequestOptions options = make_options(priority, std::move(tenant), "", hold);
+  const py::gil_scoped_release no_gil;
+  return engine.load(bytes, params ? &*params : nullptr, options);
+}
+
 RequestId add_request(Engine& engine, const std::vector<TokenId>& prompt,
                       const SamplingParams& params, std::int32_t priority, std::string tenant,
                       std::string cache_salt, bool hold) {
-  const RequestOptions options{priority, std::move(tenant), std::move(cache_salt), hold};
+  const RequestOptions options =
+      make_options(priority, std::move(tenant), std::move(cache_salt), hold);
   const py::gil_scoped_release no_gil;
   return engine.add_request(prompt, params, options);
 }
@@ -175,41 +210,6 @@ void bind_updates(py::module_& m) {
       .def_readonly("metrics", &PyUpdate::metrics);
 }
 
-void bind_stats(py::module_& m) {
-  py::class_<Stats>(m, "Stats")
-      .def_readonly("num_waiting", &Stats::num_waiting)
-      .def_readonly("num_running", &Stats::num_running)
-      .def_readonly("num_preempted", &Stats::num_preempted)
-      .def_readonly("num_held", &Stats::num_held)
-      .def_readonly("num_blocks", &Stats::num_blocks)
-      .def_readonly("used_blocks", &Stats::used_blocks)
-      .def_readonly("cached_blocks", &Stats::cached_blocks)
-      .def_readonly("free_blocks", &Stats::free_blocks)
-      .def_readonly("used_slots", &Stats::used_slots)
-      .def_readonly("token_slots", &Stats::token_slots)
-      .def_readonly("saved_slots", &Stats::saved_slots)
-      .def_readonly("used_host_blocks", &Stats::used_host_blocks)
-      .def_readonly("num_steps", &Stats::num_steps)
-      .def_readonly("num_requests", &Stats::num_requests)
-      .def_readonly("num_prompt_tokens", &Stats::num_prompt_tokens)
-      .def_readonly("num_output_tokens", &Stats::num_output_tokens)
-      .def_readonly("num_computed_tokens", &Stats::num_computed_tokens)
-      .def_readonly("num_prefix_queried_tokens", &Stats::num_prefix_queried_tokens)
-      .def_readonly("num_prefix_hit_tokens", &Stats::num_prefix_hit_tokens)
-      .def_readonly("num_recomputed_tokens", &Stats::num_recomputed_tokens)
-      .def_readonly("num_recompute_preemptions", &Stats::num_recompute_preemptions)
-      .def_readonly("num_swap_preemptions", &Stats::num_swap_preemptions)
-      .def_readonly("num_copied_blocks", &Stats::num_copied_blocks)
-      .def_readonly("num_swapped_out_blocks", &Stats::num_swapped_out_blocks)
-      .def_readonly("num_swapped_in_blocks", &Stats::num_swapped_in_blocks)
-      .def_readonly("step_host_us", &Stats::step_host_us)
-      .def_readonly("step_device_us", &Stats::step_device_us)
-      .def_readonly("total_host_us", &Stats::total_host_us)
-      .def_readonly("total_device_us", &Stats::total_device_us)
-      .def_property_readonly("waste", &Stats::waste)
-      .def_property_readonly("shared_savings", &Stats::shared_savings);
-}
-
 // Destroys an engine without the GIL: freeing the cache takes time, and other threads may run.
 struct EngineDeleter {
   void operator()(Engine* engine) const {
@@ -223,7 +223,6 @@ struct EngineDeleter {
 void bind_engine(py::module_& m) {
   bind_config(m);
   bind_updates(m);
-  bind_stats(m);
 
   py::class_<Engine, std::unique_ptr<Engine, EngineDeleter>>(m, "Engine")
       .def(py::init([](const ModelConfig& model, const Weights& weights,
@@ -240,8 +239,20 @@ void bind_engine(py::module_& m) {
       .def("abort", &Engine::abort, py::arg("request_id"), py::call_guard<py::gil_scoped_release>())
       .def("finish_sequence", &Engine::finish_sequence, py::arg("request_id"), py::arg("index"),
            py::call_guard<py::gil_scoped_release>())
+      .def("fork", &fork, py::arg("request_id"), py::arg("params"), py::kw_only(),
+           py::arg("index") = 0, py::arg("at_token") = py::none(),
+           py::arg("more_tokens") = std::vector<TokenId>(), py::arg("priority") = 0,
+           py::arg("tenant") = "", py::arg("hold") = false)
+      .def("hold", &Engine::hold, py::arg("request_id"))
+      .def("release", &Engine::release, py::arg("request_id"))
+      .def("tokens", &Engine::tokens, py::arg("request_id"), py::arg("index") = 0)
+      .def("save", &save, py::arg("request_id"), py::arg("index") = 0)
+      .def("load", &load, py::arg("snapshot"), py::arg("params") = py::none(), py::kw_only(),
+           py::arg("priority") = 0, py::arg("tenant") = "", py::arg("hold") = false)
+      .def("set_tenant_quota", &Engine::set_tenant_quota, py::arg("tenant"), py::arg("num_blocks"))
       .def("has_unfinished", &Engine::has_unfinished)
       .def("stats", &Engine::stats)
+      .def("kv_map", &Engine::kv_map, py::call_guard<py::gil_scoped_release>())
       .def("metrics", &Engine::metrics, py::arg("request_id"))
       .def("verify", &Engine::verify, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("config", &Engine::config)

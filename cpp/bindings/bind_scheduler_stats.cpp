@@ -1,9 +1,25 @@
-#include "cpp/bindings/bindings.h"
 #include "pagedcore/scheduler_stats.h"
 
 #include <pybind11/native_enum.h>
+#include <pybind11/numpy.h>
+
+#include "cpp/bindings/bindings.h"
 
 namespace pagedcore::bindings {
+namespace {
+
+// One field of every block as a numpy array [num_blocks].
+template <auto Field>
+auto block_array(const KvMap& map) {
+  using Value = std::remove_cvref_t<decltype(std::declval<BlockInfo>().*Field)>;
+  using Element = std::conditional_t<std::is_enum_v<Value>, std::int8_t, Value>;
+  py::array_t<Element> result(static_cast<py::ssize_t>(map.blocks.size()));
+  Element* out = result.mutable_data();
+  for (const BlockInfo& block : map.blocks) *out++ = static_cast<Element>(block.*Field);
+  return result;
+}
+
+}  // namespace
 
 void bind_scheduler_stats(py::module_& m) {
   using S = SchedulerStats;
@@ -60,7 +76,12 @@ void bind_scheduler_stats(py::module_& m) {
       .def_readonly("step", &KvMap::step)
       .def_readonly("block_size", &KvMap::block_size)
       .def_readonly("blocks", &KvMap::blocks)
-      .def_readonly("sequences", &KvMap::sequences);
+      .def_readonly("sequences", &KvMap::sequences)
+      .def_property_readonly("states", &block_array<&BlockInfo::state>)
+      .def_property_readonly("ref_counts", &block_array<&BlockInfo::ref_count>)
+      .def_property_readonly("findable_tokens", &block_array<&BlockInfo::num_findable_tokens>)
+      .def_property_readonly("hashes", &block_array<&BlockInfo::hash>)
+      .def_property_readonly("last_uses", &block_array<&BlockInfo::last_use>);
 }
 
 }  // namespace pagedcore::bindings

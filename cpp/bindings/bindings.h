@@ -16,6 +16,7 @@ void bind_ops(py::module_& m);
 void bind_linear(py::module_& ops);
 void bind_model(py::module_& m);
 void bind_sampling(py::module_& m);
+void bind_stats(py::module_& m);
 void bind_engine(py::module_& m);
 
 }  // namespace pagedcore::bindings

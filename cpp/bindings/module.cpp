@@ -11,5 +11,6 @@ PYBIND11_MODULE(_core, m) {
   bind_model(m);
   bind_ops(m);  // after the enums of its arguments
   bind_sampling(m);
+  bind_stats(m);
   bind_engine(m);
 }

@@ -33,6 +33,18 @@ void BatchBuilder::begin() {
   updates_.clear();
 }
 
+void BatchBuilder::update_table(const Span& span) {
+  const std::span<const BlockId> table = span.sequence->table();
+  const std::int32_t row = span.sequence->index();
+  BlockId* entries = tables_.data() + row * table_stride_;
+  const auto num_blocks = static_cast<std::int32_t>(table.size());
+  for (std::int32_t i = span.first_changed_block; i < num_blocks; ++i) {
+    if (entries[i] == table[i]) continue;
+    entries[i] = table[i];
+    updates_.push_back({row, i, table[i]});
+  }
+}
+
 std::int32_t BatchBuilder::add(const Span& span) {
   const Sequence& sequence = *span.sequence;
   const std::int32_t first = num_tokens_;
@@ -48,11 +60,16 @@ std::int32_t BatchBuilder::add(const Span& span) {
 
   const TokenId* tokens = sequence.tokens().data();
   const BlockId* table = sequence.table().data();
+  if (span.query_len == 1) {
+    tokens_[first] = tokens[span.context_len];
+    positions_[first] = span.context_len;
+    slots_[first] = slot_of(table, span.context_len);
+    return first;
+  }
   for (std::int32_t position = span.context_len; position < end;) {
     const std::int32_t offset = position & (block_size_ - 1);
     const std::int32_t count = std::min(block_size_ - offset, end - position);
-    const std::int64_t slot =
-        (std::int64_t{table[position >> block_shift_]} << block_shift_) + offset;
+    const std::int64_t slot = slot_of(table, position);
     const std::int32_t at = first + position - span.context_len;
     for (std::int32_t i = 0; i < count; ++i) {
       tokens_[at + i] = tokens[position + i];
@@ -62,23 +79,6 @@ std::int32_t BatchBuilder::add(const Span& span) {
     position += count;
   }
   return first;
-}
-
-void BatchBuilder::update_table(const Span& span) {
-  const std::span<const BlockId> table = span.sequence->table();
-  const std::int32_t row = span.sequence->index();
-  BlockId* entries = tables_.data() + row * table_stride_;
-  const auto num_blocks = static_cast<std::int32_t>(table.size());
-  for (std::int32_t i = span.first_changed_block; i < num_blocks; ++i) {
-    if (entries[i] == table[i]) continue;
-    entries[i] = table[i];
-    updates_.push_back({row, i, table[i]});
-  }
-}
-
-std::int32_t BatchBuilder::add_logit_row(std::int32_t token) {
-  logit_rows_[num_logit_rows_] = token;
-  return num_logit_rows_++;
 }
 
 ForwardBatch BatchBuilder::finish() {

@@ -21,7 +21,10 @@ class BatchBuilder {
   // Gives the batch's index of the span's first token. REQUIRES: room for it.
   std::int32_t add(const Span& span);
   // Asks for the logits of a token of the batch; gives the index of its row.
-  std::int32_t add_logit_row(std::int32_t token);
+  std::int32_t add_logit_row(std::int32_t token) {
+    logit_rows_[num_logit_rows_] = token;
+    return num_logit_rows_++;
+  }
   // The batch of what was added; valid until the next begin().
   ForwardBatch finish();
 
@@ -33,6 +36,10 @@ class BatchBuilder {
 
  private:
   void update_table(const Span& span);
+  std::int64_t slot_of(const BlockId* table, std::int32_t position) const {
+    return (std::int64_t{table[position >> block_shift_]} << block_shift_) +
+           (position & (block_size_ - 1));
+  }
 
   std::int32_t block_size_;
   std::int32_t block_shift_;

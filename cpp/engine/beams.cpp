@@ -85,14 +85,13 @@ void Engine::Impl::report_hypotheses(RequestState& request) {
   std::int32_t num_reported = 0;
   for (const BeamSearch::Hypothesis& hypothesis : hypotheses) {
     if (num_reported == request.params.n) return;
-    SequenceUpdate update = blank_update(request);
+    SequenceUpdate& update = new_update(request);
     update.index = num_reported++;
     update.new_tokens = hypothesis.output;
     update.cumulative_logprob = hypothesis.log_probability;
     update.score = hypothesis.score;
     update.stop_token = hypothesis.stop_token;
     update.finish_reason = hypothesis.stop_token >= 0 ? FinishReason::kStop : FinishReason::kLength;
-    updates.push_back(update);
   }
   for (const auto& beam : request.sequences) {
     if (num_reported == request.params.n || beam->sequence == nullptr) return;

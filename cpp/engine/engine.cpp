@@ -1,5 +1,6 @@
 #include "pagedcore/engine.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "cpp/engine/impl.h"
@@ -42,11 +43,12 @@ Engine::Impl::Impl(const ModelConfig& model_config, Weights weights,
     : model(model_config),
       config(complete_config(model_config, engine_config)),
       backend(checked(std::move(model_backend))),
-      memory(make_memory_plan(model, weights, *backend, config)),
-      decoder(model, weights, *backend, decoder_limits(config)),
+      checkpoint(std::move(weights)),
+      memory(make_memory_plan(model, checkpoint, *backend, config)),
+      decoder(model, checkpoint, *backend, decoder_limits(config)),
       kv(*backend, memory.kv_cache_bytes),
       host_blocks(*backend, memory.swap_bytes),
-      cache(make_cache(model, config, Decoder::weight_dtype(model, weights), memory, kv)),
+      cache(make_cache(model, config, Decoder::weight_dtype(model, checkpoint), memory, kv)),
       scheduler(scheduler_config(config, memory)),
       batch(config.max_num_batched_tokens, config.max_num_seqs, config.max_model_len,
             config.block_size),
@@ -56,11 +58,29 @@ Engine::Impl::Impl(const ModelConfig& model_config, Weights weights,
       prompt_samples(*backend, sample_workspace, model.vocab_size,
                      decoder_limits(config).max_logit_rows) {
   backend->reserve_steps(config.max_num_batched_tokens, config.max_num_seqs, batch.table_stride());
+  if (config.preemption_mode == PreemptionMode::kAuto) measure_swap_speed();
   targets.reserve(config.max_num_seqs);
   updates.reserve(config.max_num_seqs);
 }
 
 Engine::Impl::~Impl() = default;
+
+// Moves a few blocks, whose content does not matter yet, there and back.
+void Engine::Impl::measure_swap_speed() {
+  constexpr std::int64_t kMaxBlocks = 16;
+  const std::int64_t count = std::min({kMaxBlocks, memory.num_blocks, memory.num_host_blocks});
+  if (count == 0) return;
+  std::vector<BlockCopy> copies;
+  for (BlockId block = 0; block < count; ++block) copies.push_back({block, block});
+  backend->swap_out(cache, host_blocks.data(), memory.num_host_blocks, copies);
+  backend->synchronize();
+  const Clock::time_point begin = Clock::now();
+  backend->swap_in(cache, host_blocks.data(), memory.num_host_blocks, copies);
+  backend->swap_out(cache, host_blocks.data(), memory.num_host_blocks, copies);
+  backend->synchronize();
+  const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  costs.swap_blocks_per_s = 2.0 * static_cast<double>(count) / std::max(seconds, 1e-9);
+}
 
 Engine::Engine(const ModelConfig& model, Weights weights, std::unique_ptr<Backend> backend,
                const EngineConfig& config)
@@ -78,6 +98,35 @@ void Engine::abort(RequestId request_id) { impl_->abort(request_id); }
 void Engine::finish_sequence(RequestId request_id, std::int32_t index) {
   impl_->finish_sequence(request_id, index);
 }
+RequestId Engine::fork(RequestId request_id, std::int32_t index,
+                       std::optional<std::int32_t> at_token, const SamplingParams& params,
+                       std::span<const TokenId> more_tokens, const RequestOptions& options) {
+  return impl_->fork(request_id, index, at_token, params, more_tokens, options);
+}
+
+void Engine::hold(RequestId request_id) { impl_->hold(request_id); }
+void Engine::release(RequestId request_id) { impl_->release(request_id); }
+
+std::vector<TokenId> Engine::tokens(RequestId request_id, std::int32_t index) const {
+  const std::span<const TokenId> tokens = impl_->find_sequence(request_id, index).tokens();
+  return {tokens.begin(), tokens.end()};
+}
+
+std::vector<std::byte> Engine::save(RequestId request_id, std::int32_t index) const {
+  return impl_->save(request_id, index);
+}
+
+RequestId Engine::load(std::span<const std::byte> snapshot, const SamplingParams* params,
+                       const RequestOptions& options) {
+  return impl_->load(snapshot, params, options);
+}
+
+void Engine::set_tenant_quota(std::string_view tenant, std::int32_t num_blocks) {
+  PAGEDCORE_REQUIRE(num_blocks >= 0, "num_blocks must be 0 (no limit) or more, got ", num_blocks);
+  impl_->scheduler.set_tenant_quota(tenant, num_blocks);
+}
+
+KvMap Engine::kv_map() const { return impl_->scheduler.kv_map(); }
 bool Engine::has_unfinished() const { return impl_->scheduler.has_unfinished(); }
 Stats Engine::stats() const { return impl_->stats(); }
 

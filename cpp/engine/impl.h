@@ -1,6 +1,8 @@
 #pragma once
 
+#include <cstddef>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <unordered_map>
@@ -24,16 +26,39 @@ struct Engine::Impl {
   Impl(const ModelConfig& model, Weights weights, std::unique_ptr<Backend> backend,
        const EngineConfig& config);
   ~Impl();
+  void measure_swap_speed();
 
   // requests.cpp
   RequestId add_request(std::span<const TokenId> prompt, const SamplingParams& params,
                         const RequestOptions& options);
   Stats stats() const;
   void require_valid(std::span<const TokenId> prompt, const SamplingParams& params) const;
+  // The request of checked parameters, with everything but its sequences.
+  std::unique_ptr<RequestState> make_request(std::int32_t num_prompt_tokens,
+                                             const SamplingParams& params,
+                                             const RequestOptions& options) const;
+  GroupSpec spec_of(const RequestState& request, std::span<const TokenId> prompt) const;
+  // Makes a request with its first sequence known.
+  RequestId start(std::unique_ptr<RequestState> request, Sequence& sequence);
+  void reserve_for(const RequestState& request);
   void abort(RequestId id);
   void finish_sequence(RequestId id, std::int32_t index);
   RequestMetrics metrics_of(const RequestState& request) const;
   std::vector<std::string> verify() const;
+
+  // held.cpp: sequences beyond their request
+  void hold(RequestId id);
+  void release(RequestId id);
+  const SequenceState& find_sequence(RequestId id, std::int32_t index) const;
+  RequestId fork(RequestId id, std::int32_t index, std::optional<std::int32_t> at_token,
+                 const SamplingParams& params, std::span<const TokenId> more_tokens,
+                 const RequestOptions& options);
+  std::vector<std::byte> save(RequestId id, std::int32_t index) const;
+  RequestId load(std::span<const std::byte> bytes, const SamplingParams* params,
+                 const RequestOptions& options);
+  std::uint64_t model_fingerprint() const;
+  void read_kv(const Sequence& sequence, std::int32_t num_tokens, std::vector<std::byte>& kv) const;
+  void write_kv(const Sequence& sequence, std::span<const std::byte> kv);
 
   // step.cpp
   std::span<const SequenceUpdate> step();
@@ -46,7 +71,7 @@ struct Engine::Impl {
   void compute();
   void compute_prompt_logprobs(std::int32_t first_row);
   void take_tokens();
-  void abandon(const StepPlan& plan);
+  void measure_costs(const StepPlan& plan);
 
   // outputs.cpp: what a sampled token changes
   void take_first_tokens(SequenceState& state, std::int32_t sample);
@@ -58,7 +83,7 @@ struct Engine::Impl {
   void report(const SequenceState& state, std::span<const TokenId> tokens,
               std::span<const TokenLogprob> logprobs);
   void report_ranked(RequestState& request);
-  SequenceUpdate blank_update(RequestState& request);
+  SequenceUpdate& new_update(RequestState& request);
 
   // beams.cpp
   void offer_candidates(SequenceState& beam, std::int32_t sample);
@@ -69,6 +94,7 @@ struct Engine::Impl {
   const ModelConfig model;
   const EngineConfig config;  // with the defaults filled in
   const std::unique_ptr<Backend> backend;
+  const Weights checkpoint;  // as it was given
   const MemoryPlan memory;
   Decoder decoder;
   Buffer kv;
@@ -82,6 +108,7 @@ struct Engine::Impl {
 
   RequestId next_request_id = 0;
   std::unordered_map<RequestId, std::unique_ptr<RequestState>> requests;
+  std::unordered_map<RequestId, std::unique_ptr<RequestState>> held;  // ended
 
   // One step's own, kept to be used again.
   struct Target {
@@ -103,6 +130,7 @@ struct Engine::Impl {
   std::vector<TokenLogprob> logprob_entries;
   std::vector<std::unique_ptr<RequestState>> ended;  // that the last updates point into
 
+  PreemptionCosts costs;
   Stats counters;
 };
 

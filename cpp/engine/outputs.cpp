@@ -1,8 +1,54 @@
 #include <algorithm>
+#include <utility>
 
 #include "cpp/engine/impl.h"
 
 namespace pagedcore {
+
+SequenceUpdate& Engine::Impl::new_update(RequestState& request) {
+  SequenceUpdate& update = updates.emplace_back();
+  update.request_id = request.id;
+  update.metrics = &request.metrics;
+  if (request.wants_prompt_logprobs() && !request.prompt_logprobs_reported) {
+    update.prompt_logprobs = request.prompt_logprobs;
+    update.prompt_logprobs_per_token = request.prompt_logprobs_per_token();
+    request.prompt_logprobs_reported = true;
+  }
+  return update;
+}
+
+void Engine::Impl::report(const SequenceState& state, std::span<const TokenId> tokens,
+                          std::span<const TokenLogprob> logprobs) {
+  SequenceUpdate& update = new_update(*state.request);
+  update.index = state.index;
+  update.new_tokens = tokens;
+  update.logprobs = logprobs;
+  update.logprobs_per_token = state.request->logprobs_per_token();
+  update.cumulative_logprob = state.cumulative_logprob;
+  update.finish_reason = state.finish_reason;
+  update.stop_token = state.stop_token;
+  update.explanation = state.request->explanation;
+}
+
+// The new entries lie in logprob_entries, which build() has given room for all of the step.
+std::span<const TokenLogprob> Engine::Impl::logprobs_of(const RequestState& request,
+                                                        std::int32_t sample) {
+  const std::size_t first = logprob_entries.size();
+  logprob_entries.resize(first + request.logprobs_per_token());
+  const std::span<TokenLogprob> entries = std::span(logprob_entries).subspan(first);
+  samples.write_logprobs(sample, entries);
+  return entries;
+}
+
+FinishReason Engine::Impl::finish_reason_after(const SequenceState& state, TokenId token) const {
+  const RequestState& request = *state.request;
+  if (!request.stop_tokens.empty() && state.num_output >= request.params.min_tokens &&
+      request.is_stop_token(token)) {
+    return FinishReason::kStop;
+  }
+  if (state.sequence->num_tokens() >= request.max_total_tokens) return FinishReason::kLength;
+  return FinishReason::kNone;
+}
 
 void Engine::Impl::take_first_tokens(SequenceState& state, std::int32_t sample) {
   RequestState& request = *state.request;
@@ -27,7 +73,8 @@ void Engine::Impl::take_token(SequenceState& state, std::int32_t sample) {
   }
   if (!state.seen_index.empty()) state.note_seen(token, true);
   if (request.wants_logprobs) state.cumulative_logprob += samples.logprob(sample);
-  const std::span<const TokenLogprob> entries = logprobs_of(request, sample);
+  std::span<const TokenLogprob> entries;
+  if (request.params.logprobs >= 0) entries = logprobs_of(request, sample);
   const FinishReason reason = finish_reason_after(state, token);
   if (reason != FinishReason::kNone) {
     finish(state, reason, reason == FinishReason::kStop ? token : -1);
@@ -42,64 +89,30 @@ void Engine::Impl::take_token(SequenceState& state, std::int32_t sample) {
   if (request.num_unfinished == 0) end_request(request);
 }
 
-// The new entries lie in logprob_entries, which build() has given room for all of the step.
-std::span<const TokenLogprob> Engine::Impl::logprobs_of(const RequestState& request,
-                                                        std::int32_t sample) {
-  const std::size_t first = logprob_entries.size();
-  logprob_entries.resize(first + request.logprobs_per_token());
-  const std::span<TokenLogprob> entries = std::span(logprob_entries).subspan(first);
-  if (!entries.empty()) samples.write_logprobs(sample, entries);
-  return entries;
-}
-
-FinishReason Engine::Impl::finish_reason_after(const SequenceState& state, TokenId token) const {
-  const RequestState& request = *state.request;
-  if (state.num_output >= request.params.min_tokens && request.is_stop_token(token)) {
-    return FinishReason::kStop;
-  }
-  if (state.sequence->num_tokens() >= request.max_total_tokens) return FinishReason::kLength;
-  return FinishReason::kNone;
-}
-
 void Engine::Impl::finish(SequenceState& state, FinishReason reason, TokenId stop_token) {
   state.finish_reason = reason;
   state.stop_token = stop_token;
-  scheduler.finish(*state.sequence);
-  state.sequence = nullptr;
+  Sequence* const sequence = std::exchange(state.sequence, nullptr);
   --state.request->num_unfinished;
+  if (!state.request->is_held) {
+    scheduler.finish(*sequence);
+  } else if (sequence->index() >= 0) {
+    scheduler.hold(*sequence);
+    state.held = sequence;
+  } else {  // it waits or was preempted: there is no KV to keep
+    state.held_tokens.assign(sequence->tokens().begin(), sequence->tokens().end());
+    scheduler.finish(*sequence);
+  }
 }
 
 void Engine::Impl::end_request(RequestState& request) {
   request.metrics.total_us = metrics_of(request).total_us;
-  const auto found = requests.find(request.id);
-  ended.push_back(std::move(found->second));
-  requests.erase(found);
-}
-
-SequenceUpdate Engine::Impl::blank_update(RequestState& request) {
-  SequenceUpdate update;
-  update.request_id = request.id;
-  update.metrics = &request.metrics;
-  if (request.wants_prompt_logprobs() && !request.prompt_logprobs_reported) {
-    update.prompt_logprobs = request.prompt_logprobs;
-    update.prompt_logprobs_per_token = request.prompt_logprobs_per_token();
-    request.prompt_logprobs_reported = true;
+  auto node = requests.extract(request.id);
+  if (request.is_held) {
+    held.insert(std::move(node));
+  } else {
+    ended.push_back(std::move(node.mapped()));
   }
-  return update;
-}
-
-void Engine::Impl::report(const SequenceState& state, std::span<const TokenId> tokens,
-                          std::span<const TokenLogprob> logprobs) {
-  SequenceUpdate update = blank_update(*state.request);
-  update.index = state.index;
-  update.new_tokens = tokens;
-  update.logprobs = logprobs;
-  update.logprobs_per_token = state.request->logprobs_per_token();
-  update.cumulative_logprob = state.cumulative_logprob;
-  update.finish_reason = state.finish_reason;
-  update.stop_token = state.stop_token;
-  update.explanation = state.request->explanation;
-  updates.push_back(update);
 }
 
 // Reports the n most likely sequences of a request that sampled best_of of them.

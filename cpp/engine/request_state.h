@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -23,6 +24,10 @@ struct RequestState;
 struct SequenceState {
   RequestState* request = nullptr;
   Sequence* sequence = nullptr;  // null once it is finished
+  // What is kept of a finished sequence of a held request: itself, or where it had no KV its
+  // tokens.
+  Sequence* held = nullptr;
+  std::vector<TokenId> held_tokens;
   std::int32_t index = 0;
   std::int32_t num_output = 0;
   std::int32_t num_seen_computed = 0;  // the most tokens that were ever computed at once
@@ -40,6 +45,11 @@ struct SequenceState {
   std::vector<TokenLogprob> logprobs;
 
   void note_seen(TokenId token, bool is_output);
+  // Prompt and output of a live or held sequence.
+  std::span<const TokenId> tokens() const {
+    if (sequence != nullptr) return sequence->tokens();
+    return held != nullptr ? held->tokens() : held_tokens;
+  }
 };
 
 // The engine's side of one request.
@@ -75,6 +85,7 @@ struct RequestState {
   RequestMetrics metrics;
   Clock::time_point arrival;
   bool has_run = false;
+  bool is_held = false;  // keep its sequences when they finish
   std::string explanation;
 
   std::int32_t logprobs_per_token() const { return params.logprobs < 0 ? 0 : 1 + params.logprobs; }

@@ -65,44 +65,67 @@ void Engine::Impl::require_valid(std::span<const TokenId> prompt,
 RequestId Engine::Impl::add_request(std::span<const TokenId> prompt, const SamplingParams& params,
                                     const RequestOptions& options) {
   require_valid(prompt, params);
+  auto request = make_request(static_cast<std::int32_t>(prompt.size()), params, options);
+  reserve_for(*request);
+  Sequence& sequence = scheduler.add(spec_of(*request, prompt));
+  return start(std::move(request), sequence);
+}
+
+std::unique_ptr<RequestState> Engine::Impl::make_request(std::int32_t num_prompt_tokens,
+                                                         const SamplingParams& params,
+                                                         const RequestOptions& options) const {
   auto request = std::make_unique<RequestState>();
   request->id = next_request_id;
   request->params = params;
   request->options = options;
   request->seed = params.seed.value_or(philox_stream(config.seed, 1 + request->id));
-  request->num_prompt_tokens = static_cast<std::int32_t>(prompt.size());
-  request->metrics.num_prompt_tokens = request->num_prompt_tokens;
-  request->max_total_tokens =
-      max_total_tokens(request->num_prompt_tokens, params, config.max_model_len);
+  request->num_prompt_tokens = num_prompt_tokens;
+  request->metrics.num_prompt_tokens = num_prompt_tokens;
+  request->max_total_tokens = max_total_tokens(num_prompt_tokens, params, config.max_model_len);
   request->num_sequences = std::max({params.n, params.best_of, params.beam_width});
   derive(*request, config, model.vocab_size);
-
-  std::int32_t num_top = std::max({params.logprobs, params.prompt_logprobs, 0});
+  request->is_held = options.hold;
+  PAGEDCORE_REQUIRE(!options.hold || !request->updates_at_end,
+                    "hold must be false with best_of or beam_width, got true");
   if (params.beam_width > 0) {
     request->beams =
         std::make_unique<BeamSearch>(params, static_cast<std::int32_t>(request->stop_tokens.size()),
-                                     request->max_total_tokens - request->num_prompt_tokens);
-    num_top = std::max(num_top, request->num_beam_candidates());
-    PAGEDCORE_REQUIRE(num_top <= model.vocab_size, "beam_width must be at most ",
-                      model.vocab_size / std::max(1, num_top / params.beam_width),
-                      " with a vocabulary of ", model.vocab_size, ", got ", params.beam_width);
+                                     request->max_total_tokens - num_prompt_tokens);
+    const std::int32_t offered = request->num_beam_candidates();
+    PAGEDCORE_REQUIRE(offered <= model.vocab_size, "beam_width must be at most ",
+                      model.vocab_size * params.beam_width / offered, " with ",
+                      request->stop_tokens.size(), " stop tokens and a vocabulary of ",
+                      model.vocab_size, ", got ", params.beam_width);
   }
-  if (params.prompt_logprobs >= 0) {
-    request->prompt_logprobs.resize(std::int64_t{request->num_prompt_tokens - 1} *
+  if (request->wants_prompt_logprobs()) {
+    request->prompt_logprobs.resize(std::int64_t{num_prompt_tokens - 1} *
                                     request->prompt_logprobs_per_token());
   }
+  return request;
+}
+
+GroupSpec Engine::Impl::spec_of(const RequestState& request,
+                                std::span<const TokenId> prompt) const {
+  return {.request_id = request.id,
+          .prompt = prompt,
+          .num_sequences = request.num_sequences,
+          .max_total_tokens = request.max_total_tokens,
+          .priority = request.options.priority,
+          .tenant = request.options.tenant,
+          .cache_salt = request.options.cache_salt,
+          .read_prefix_cache = !request.wants_prompt_logprobs()};
+}
+
+// Takes what a request needs of memory beforehand, so that nothing fails once it is queued.
+void Engine::Impl::reserve_for(const RequestState& request) {
+  std::int32_t num_top = std::max({request.params.logprobs, request.params.prompt_logprobs, 0});
+  if (request.beams != nullptr) num_top = std::max(num_top, request.num_beam_candidates());
   samples.reserve_top(num_top);
   prompt_samples.reserve_top(num_top);
   requests.reserve(requests.size() + 1);
+}
 
-  Sequence& sequence = scheduler.add({.request_id = request->id,
-                                      .prompt = prompt,
-                                      .num_sequences = request->num_sequences,
-                                      .max_total_tokens = request->max_total_tokens,
-                                      .priority = options.priority,
-                                      .tenant = options.tenant,
-                                      .cache_salt = options.cache_salt,
-                                      .read_prefix_cache = params.prompt_logprobs < 0});
+RequestId Engine::Impl::start(std::unique_ptr<RequestState> request, Sequence& sequence) {
   request->add_sequence(sequence);
   request->arrival = Clock::now();
   ++counters.num_requests;
@@ -115,8 +138,11 @@ RequestId Engine::Impl::add_request(std::span<const TokenId> prompt, const Sampl
 void Engine::Impl::abort(RequestId id) {
   const auto found = requests.find(id);
   if (found == requests.end()) return;
+  RequestState& request = *found->second;
+  release(id);
   scheduler.abort(id);
-  end_request(*found->second);
+  for (const auto& state : request.sequences) state->sequence = nullptr;
+  end_request(request);
 }
 
 void Engine::Impl::finish_sequence(RequestId id, std::int32_t index) {
@@ -139,8 +165,31 @@ RequestMetrics Engine::Impl::metrics_of(const RequestState& request) const {
 }
 
 Stats Engine::Impl::stats() const {
+  const SchedulerStats kv_stats = scheduler.stats();
+  const std::int32_t block_size = config.block_size;
   Stats stats = counters;
+  stats.num_waiting = kv_stats.waiting_groups;
+  stats.num_running = kv_stats.running_groups;
+  stats.num_preempted = kv_stats.resumed_groups;
+  stats.num_held = static_cast<std::int32_t>(held.size());
   stats.num_blocks = static_cast<std::int32_t>(memory.num_blocks);
+  stats.used_blocks =
+      static_cast<std::int32_t>((kv_stats.used_slots + kv_stats.reserved_slots) / block_size);
+  stats.cached_blocks = static_cast<std::int32_t>(kv_stats.cached_slots / block_size);
+  stats.free_blocks = static_cast<std::int32_t>(kv_stats.free_slots / block_size);
+  stats.used_slots = kv_stats.used_slots + kv_stats.reserved_slots;
+  stats.token_slots = kv_stats.used_slots;
+  stats.saved_slots = std::int64_t{kv_stats.logical_blocks - kv_stats.physical_blocks} * block_size;
+  stats.used_host_blocks = kv_stats.host_blocks_used;
+  stats.num_prefix_queried_tokens = kv_stats.prompt_tokens_queried;
+  stats.num_prefix_hit_tokens = kv_stats.prompt_tokens_hit;
+  stats.num_recomputed_tokens = kv_stats.recomputed_tokens;
+  stats.num_tail_preemptions = kv_stats.tail_preemptions;
+  stats.num_recompute_preemptions = kv_stats.recompute_preemptions;
+  stats.num_swap_preemptions = kv_stats.swap_preemptions;
+  stats.num_copied_blocks = kv_stats.copied_blocks;
+  stats.num_swapped_out_blocks = kv_stats.swapped_out_blocks;
+  stats.num_swapped_in_blocks = kv_stats.swapped_in_blocks;
   return stats;
 }
 
@@ -169,6 +218,13 @@ std::vector<std::string> Engine::Impl::verify() const {
         num_unfinished != request->num_unfinished) {
       complain("request ", id, " counts ", request->num_unfinished, " unfinished sequences, has ",
                num_unfinished);
+    }
+  }
+  for (const auto& [id, request] : held) {
+    for (const auto& state : request->sequences) {
+      if (state->held != nullptr && state->held->user != state.get()) {
+        complain("held request ", id, " lost sequence ", state->index);
+      }
     }
   }
   if (requests.empty() == scheduler.has_unfinished()) {

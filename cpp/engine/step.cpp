@@ -7,8 +7,38 @@
 namespace pagedcore {
 namespace {
 
+// A step with so many tokens a sequence tells how fast prompts are computed.
+constexpr std::int64_t kPromptTokensPerSequence = 8;
+constexpr double kCostSmoothing = 0.2;
+
 double microseconds_between(Clock::time_point begin, Clock::time_point end) {
   return std::chrono::duration<double, std::micro>(end - begin).count();
+}
+
+std::string_view describe(const SequenceGroup& group) {
+  switch (group.last_preemption_cause()) {
+    case PreemptionCause::kNone:
+      return "";
+    case PreemptionCause::kMemory:
+      return group.last_preemption() == PreemptionKind::kSwap
+                 ? "earlier requests needed its KV blocks: swapped to host memory"
+                 : "earlier requests needed its KV blocks: computed again";
+    case PreemptionCause::kPriority:
+      return group.last_preemption() == PreemptionKind::kSwap
+                 ? "a request of higher priority came: swapped to host memory"
+                 : "a request of higher priority came: computed again";
+    case PreemptionCause::kQuota:
+      return "its tenant's quota was used up";
+    case PreemptionCause::kSibling:
+      return "a sibling that computed their common blocks ended";
+    case PreemptionCause::kAbandon:
+      return "the step that computed it failed";
+  }
+  return "";
+}
+
+std::vector<TokenId> copy_of(std::span<const TokenId> tokens) {
+  return {tokens.begin(), tokens.end()};
 }
 
 SequenceState& state_of(const Span& span) {
@@ -34,14 +64,15 @@ std::span<const SequenceUpdate> Engine::Impl::step() {
     compute();
     end = Clock::now();
   } catch (...) {
-    abandon(plan);
+    scheduler.abandon();
     throw;
   }
+  counters.step_device_us = microseconds_between(begin, end);
+  measure_costs(plan);
   scheduler.commit();
   take_tokens();
 
   ++counters.num_steps;
-  counters.step_device_us = microseconds_between(begin, end);
   counters.step_host_us =
       microseconds_between(now, begin) + microseconds_between(end, Clock::now());
   counters.total_device_us += counters.step_device_us;
@@ -52,13 +83,13 @@ std::span<const SequenceUpdate> Engine::Impl::step() {
 void Engine::Impl::note_preemptions(const StepPlan& plan) {
   for (RequestId id : plan.preempted) {
     RequestState& request = *requests.at(id);
-    const auto live = std::ranges::find_if(
-        request.sequences, [](const auto& state) { return state->sequence != nullptr; });
-    const bool swapped = (*live)->sequence->group().state() == GroupState::kSwapped;
-    ++request.metrics.num_preemptions;
-    request.metrics.last_preemption =
-        swapped ? "KV blocks ran out: swapped to host memory" : "KV blocks ran out: to recompute";
-    ++(swapped ? counters.num_swap_preemptions : counters.num_recompute_preemptions);
+    for (const auto& state : request.sequences) {
+      if (state->sequence == nullptr) continue;
+      const SequenceGroup& group = state->sequence->group();
+      request.metrics.num_preemptions = group.num_preemptions();
+      request.metrics.last_preemption = describe(group);
+      break;
+    }
   }
 }
 
@@ -81,7 +112,11 @@ void Engine::Impl::end_exceeding(const StepPlan& plan) {
       if (!request.updates_at_end) report(*state, {}, {});
     }
     if (request.updates_at_end) report_ranked(request);
-    for (const auto& state : request.sequences) state->sequence = nullptr;
+    for (const auto& state : request.sequences) {
+      if (state->sequence == nullptr) continue;
+      if (request.is_held) state->held_tokens = copy_of(state->sequence->tokens());
+      state->sequence = nullptr;
+    }
     scheduler.abort(id);
     end_request(request);
   }
@@ -124,14 +159,11 @@ void Engine::Impl::note_span(SequenceState& state, const Span& span) {
     request.metrics.queue_us =
         static_cast<std::int64_t>(microseconds_between(request.arrival, now));
     request.metrics.num_cached_tokens = span.context_len;
-    counters.num_prefix_queried_tokens += request.num_prompt_tokens;
-    counters.num_prefix_hit_tokens += span.context_len;
   }
   const std::int32_t end = span.context_len + span.query_len;
   if (span.context_len < state.num_seen_computed) {
-    const std::int32_t again = std::min(end, state.num_seen_computed) - span.context_len;
-    request.metrics.num_recomputed_tokens += again;
-    counters.num_recomputed_tokens += again;
+    request.metrics.num_recomputed_tokens +=
+        std::min(end, state.num_seen_computed) - span.context_len;
   }
   state.num_seen_computed = std::max(state.num_seen_computed, end);
 }
@@ -150,12 +182,17 @@ void Engine::Impl::add_samples(SequenceState& state, std::int32_t logit_row) {
 }
 
 void Engine::Impl::move_blocks(const StepPlan& plan) {
+  const Clock::time_point begin = Clock::now();
   backend->swap_out(cache, host_blocks.data(), memory.num_host_blocks, plan.swap_out);
   backend->swap_in(cache, host_blocks.data(), memory.num_host_blocks, plan.swap_in);
+  const auto num_swapped = static_cast<double>(plan.swap_out.size() + plan.swap_in.size());
+  if (num_swapped > 0.0) {
+    backend->synchronize();
+    const double speed = num_swapped * 1e6 / microseconds_between(begin, Clock::now());
+    double& known = costs.swap_blocks_per_s;
+    known = known == 0.0 ? speed : known + kCostSmoothing * (speed - known);
+  }
   backend->copy_blocks(cache, plan.copies);
-  counters.num_swapped_out_blocks += static_cast<std::int64_t>(plan.swap_out.size());
-  counters.num_swapped_in_blocks += static_cast<std::int64_t>(plan.swap_in.size());
-  counters.num_copied_blocks += static_cast<std::int64_t>(plan.copies.size());
 }
 
 void Engine::Impl::compute() {
@@ -212,12 +249,17 @@ void Engine::Impl::take_tokens() {
   }
 }
 
-// The step failed: the requests that it computed are ended, the others go on.
-void Engine::Impl::abandon(const StepPlan& plan) {
-  std::vector<RequestId> failed;
-  for (const Span& span : plan.spans) failed.push_back(span.sequence->request_id());
-  for (RequestId id : failed) abort(id);
-  scheduler.commit();
+// What PreemptionMode::kAuto goes by: the speed of steps that are mostly prompt, and of the steps'
+// own moves, smoothed.
+void Engine::Impl::measure_costs(const StepPlan& plan) {
+  if (config.preemption_mode != PreemptionMode::kAuto) return;
+  const double seconds = counters.step_device_us * 1e-6;
+  const auto num_seqs = static_cast<std::int64_t>(plan.spans.size());
+  if (seconds <= 0.0 || plan.num_tokens < kPromptTokensPerSequence * num_seqs) return;
+  const double speed = plan.num_tokens / seconds;
+  double& known = costs.prefill_tokens_per_s;
+  known = known == 0.0 ? speed : known + kCostSmoothing * (speed - known);
+  scheduler.set_costs(costs);
 }
 
 }  // namespace pagedcore

@@ -1,10 +1,12 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "pagedcore/backend.h"
@@ -13,6 +15,7 @@
 #include "pagedcore/model_config.h"
 #include "pagedcore/request.h"
 #include "pagedcore/sampling_params.h"
+#include "pagedcore/scheduler_stats.h"
 #include "pagedcore/stats.h"
 #include "pagedcore/tensor.h"
 
@@ -34,13 +37,42 @@ class PAGEDCORE_API Engine {
   // One iteration: plan, move blocks, forward, sample, commit. The updates are valid until the
   // next call.
   std::span<const SequenceUpdate> step();
-  // Ends a request, or one of its sequences (the caller saw a stop string): no further update
-  // comes for it. Unknown and finished ids are ignored.
+  // Ends a request, held or not, or one of its sequences (the caller saw a stop string): no further
+  // update comes for it. Unknown and finished ids are ignored.
   void abort(RequestId request_id);
   void finish_sequence(RequestId request_id, std::int32_t index);
 
+  // Starts a request that goes on from the first `at_token` tokens (none: all) of a sequence that
+  // is live or held, then `more_tokens`; these together are its prompt. It shares the KV that the
+  // sequence has, is scheduled at once and copies one block at most. Its cache_salt is the
+  // sequence's own. Throws as add_request() does.
+  RequestId fork(RequestId request_id, std::int32_t index, std::optional<std::int32_t> at_token,
+                 const SamplingParams& params, std::span<const TokenId> more_tokens = {},
+                 const RequestOptions& options = {});
+  // Keeps the sequences' tokens and KV when the request ends, until release(). Not with best_of or
+  // beam_width. release() of a live request lets it end as usual; unknown ids are ignored.
+  void hold(RequestId request_id);
+  void release(RequestId request_id);
+  // All tokens so far of a live or held sequence, prompt first. Throws InvalidArgument.
+  std::vector<TokenId> tokens(RequestId request_id, std::int32_t index = 0) const;
+
+  // A snapshot of a live or held sequence: tokens, KV, sampler, random state, stop state. It can be
+  // loaded by any engine over the same weights with the same KV dtype: another process, pool size
+  // or block size. Not for beams.
+  std::vector<std::byte> save(RequestId request_id, std::int32_t index = 0) const;
+  // Goes on from a snapshot as if it had never stopped: updates are those that were still to come.
+  // With `params` it goes on under those, and all tokens are its prompt; a finished sequence needs
+  // them. Throws InvalidArgument for a file that is not a whole, unchanged snapshot of this model.
+  RequestId load(std::span<const std::byte> snapshot, const SamplingParams* params = nullptr,
+                 const RequestOptions& options = {});
+
+  // Requests of a tenant together hold at most so many KV blocks; 0: no limit.
+  void set_tenant_quota(std::string_view tenant, std::int32_t num_blocks);
+
   bool has_unfinished() const;
   Stats stats() const;
+  // Every block and every sequence. Costs time in proportion to the pool.
+  KvMap kv_map() const;
   // Of a request that has not finished or is held; none for any other id.
   std::optional<RequestMetrics> metrics(RequestId request_id) const;
   // A complete consistency report: one line per violation, empty when all is well.

@@ -20,11 +20,13 @@ struct KvCacheView {
   float v_scale = 1.0f;
 
   // Strides in elements.
-  std::int64_t head_stride() const { return block_size * head_dim; }
-  std::int64_t kv_stride() const { return num_kv_heads * head_stride(); }
-  std::int64_t layer_stride() const { return 2 * kv_stride(); }
-  std::int64_t block_stride() const { return num_layers * layer_stride(); }
+  constexpr std::int64_t head_stride() const { return block_size * head_dim; }
+  constexpr std::int64_t kv_stride() const { return num_kv_heads * head_stride(); }
+  constexpr std::int64_t layer_stride() const { return 2 * kv_stride(); }
+  constexpr std::int64_t block_stride() const { return num_layers * layer_stride(); }
   std::int64_t block_bytes() const { return block_stride() * dtype_bits(dtype) / 8; }
+
+  friend bool operator==(const KvCacheView&, const KvCacheView&) = default;
 };
 
 }  // namespace pagedcore

@@ -28,6 +28,8 @@ struct EmbedParams {
   bool accumulate = false;
   void* y = nullptr;  // [num_tokens, width]
   DType y_dtype = DType::kFloat32;
+
+  friend bool operator==(const EmbedParams&, const EmbedParams&) = default;
 };
 
 // y[i] = norm(x[rows ? rows[i] : i]) * weight + bias.
@@ -45,6 +47,8 @@ struct NormParams {
   float epsilon = 1e-5f;
   void* y = nullptr;  // [num_rows, width]
   DType y_dtype = DType::kFloat32;
+
+  friend bool operator==(const NormParams&, const NormParams&) = default;
 };
 
 // One weight matrix of a linear op, used in place.
@@ -61,6 +65,8 @@ struct LinearWeight {
   const float* scales = nullptr;             // [in_features / group_size, out_features]
   const std::int8_t* zero_points = nullptr;  // same shape; null: all 0
   std::int64_t group_size = 0;
+
+  friend bool operator==(const LinearWeight&, const LinearWeight&) = default;
 };
 
 enum class LinearEpilogue : std::int8_t {
@@ -84,6 +90,8 @@ struct LinearParams {
   void* y = nullptr;  // [num_rows, sum of out_features] (kGated: out_features), rows y_stride apart
   DType y_dtype = DType::kFloat32;
   std::int64_t y_stride = 0;
+
+  friend bool operator==(const LinearParams&, const LinearParams&) = default;
 };
 
 // Per-head RMS norm of q and k (Qwen3), rotary embedding, and the write of k and v into the cache.
@@ -104,6 +112,8 @@ struct RopeAndCacheParams {
   DType query_dtype = DType::kFloat32;
   KvCacheView cache = {};
   std::int64_t layer = 0;
+
+  friend bool operator==(const RopeAndCacheParams&, const RopeAndCacheParams&) = default;
 };
 
 // Causal attention of every span in the batch over its sequence's cached tokens, the span's own
@@ -120,6 +130,8 @@ struct PagedAttentionParams {
   float softcap = 0.0f;             // 0: none; else scores become softcap * tanh(score / softcap)
   void* out = nullptr;              // [num_tokens, num_heads, head_dim]
   DType out_dtype = DType::kFloat32;
+
+  friend bool operator==(const PagedAttentionParams&, const PagedAttentionParams&) = default;
 };
 
 // y = activation(gate) * up, element by element.
@@ -131,6 +143,8 @@ struct GatedActivationParams {
   Activation activation = Activation::kSilu;
   void* y = nullptr;  // [num_rows, width]
   DType y_dtype = DType::kFloat32;
+
+  friend bool operator==(const GatedActivationParams&, const GatedActivationParams&) = default;
 };
 
 }  // namespace pagedcore

@@ -31,6 +31,7 @@ struct Stats {
   std::int64_t num_prefix_queried_tokens = 0;
   std::int64_t num_prefix_hit_tokens = 0;
   std::int64_t num_recomputed_tokens = 0;
+  std::int64_t num_tail_preemptions = 0;  // took only the last blocks
   std::int64_t num_recompute_preemptions = 0;
   std::int64_t num_swap_preemptions = 0;
   std::int64_t num_copied_blocks = 0;

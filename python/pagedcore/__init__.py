@@ -4,14 +4,20 @@
 `Scheduler` are its block bookkeeping, usable without a model; `ops` are its kernels on arrays.
 """
 
+from pagedcore import ops
 from pagedcore._core import (
     BackendUnavailable,
+    BlockAllocator,
+    BlockTable,
     DeviceError,
     Error,
     InternalError,
     InvalidArgument,
     OutOfMemory,
+    PrefixCache,
     QueueFull,
+    Scheduler,
+    SchedulerConfig,
     __version__,
 )
 from pagedcore.llm import LLM, SHIPPED_MODEL
@@ -22,6 +28,8 @@ __all__ = [
     "LLM",
     "SHIPPED_MODEL",
     "BackendUnavailable",
+    "BlockAllocator",
+    "BlockTable",
     "CompletionOutput",
     "DeviceError",
     "Error",
@@ -29,8 +37,12 @@ __all__ = [
     "InvalidArgument",
     "Logprob",
     "OutOfMemory",
+    "PrefixCache",
     "QueueFull",
     "RequestOutput",
     "SamplingParams",
+    "Scheduler",
+    "SchedulerConfig",
     "__version__",
+    "ops",
 ]

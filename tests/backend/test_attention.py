@@ -126,7 +126,7 @@ def test_a_row_is_the_same_to_the_bit_in_any_chunk(isa, variant):
     shape = Shape(**variant)
     sequence = make_sequence(shape, 333)
     (whole,) = run_alone(shape, [sequence], backend(isa))
-    for chunk in (1, 7, 64, 100):
+    for chunk in (1, 37, 100):
         cache = Cache(shape, blocks_of(shape, [333]), seed=chunk)
         table: list[int] = []
         parts = []
@@ -134,7 +134,7 @@ def test_a_row_is_the_same_to_the_bit_in_any_chunk(isa, variant):
             end = min(begin + chunk, 333)
             cache.write(table, sequence, begin, end)
             parts += attend(shape, cache, [(sequence, table, begin, end)], backend(isa))
-            if chunk == 1 and begin > 130:
+            if chunk == 1 and begin > 66:  # past the first tile
                 break
         part = np.concatenate(parts)
         assert_same_bytes(part, whole[: len(part)])

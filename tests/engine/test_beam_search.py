@@ -107,7 +107,7 @@ def test_beams_wait_with_eos_until_min_tokens():
         {"block_size": 16},
         {"max_num_batched_tokens": 7},
         {"enable_prefix_caching": False},
-        {"num_blocks": 48},
+        {"num_blocks": 22},
     ],
     ids=str,
 )
@@ -117,8 +117,9 @@ def test_beams_are_the_same_under_every_schedule(options):
         for k, p in ((4, 1.0), (2, 0.3), (6, 1.4))
     ]
     engine = check("llama_grouped_queries", 5, cases, **options)
-    if options.get("num_blocks") == 48:
-        assert engine.stats().num_recompute_preemptions > 0
+    stats = engine.stats()
+    if options.get("num_blocks") == 22:
+        assert stats.num_recompute_preemptions > 0
 
 
 def test_a_fork_copies_at_most_one_block():

@@ -118,7 +118,7 @@ def test_mixed_requests_give_what_they_give_alone(num_blocks):
     engine = make_engine(MODEL, num_blocks=num_blocks * 2, block_size=4)
     for got, wanted in zip(outputs_of(engine, *requests), alone):
         assert [o.tokens for o in got] == [o.tokens for o in wanted]
-    assert (engine.stats().num_recompute_preemptions > 0) == (num_blocks == 14)
+    assert (engine.stats().num_recomputed_tokens > 0) == (num_blocks == 14)
 
 
 def test_best_of_returns_the_most_likely_of_all_samples():

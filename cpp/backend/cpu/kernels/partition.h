@@ -27,8 +27,8 @@ class Partition {
     std::int64_t least = -1;
     for (int cuts = 1; cuts <= num_threads && cuts <= row_units; ++cuts) {
       const int group_cuts = num_threads / cuts;
-      const std::int64_t load = ((num_groups + group_cuts - 1) / group_cuts) *
-                                ((row_units + cuts - 1) / cuts);
+      const std::int64_t load =
+          ((num_groups + group_cuts - 1) / group_cuts) * ((row_units + cuts - 1) / cuts);
       if (least >= 0 && load >= least) continue;
       least = load;
       row_cuts_ = cuts;

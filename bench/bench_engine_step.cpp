@@ -1,0 +1,57 @@
+// Host time of a whole engine step: plan, batch, commit, tokens, updates; forward pass, sampling
+// kernel and block moves excluded. Steady decode of --seqs sequences over a model so small that
+// it hardly touches the caches.
+//   bench_engine_step [--seqs=256] [--context=512] [--steps=400] [--logprobs=-1]
+#include <cstdio>
+#include <vector>
+
+#include "bench/bench.h"
+#include "pagedcore/engine.h"
+#include "tests/support/tiny_model.h"
+
+using namespace pagedcore;
+
+int main(int argc, char** argv) {
+  const bench::Arguments arguments(argc, argv);
+  const int num_seqs = arguments.number("seqs", 256);
+  const int context = arguments.number("context", 512);
+  const int num_steps = arguments.number("steps", 400);
+
+  auto [model, weights] =
+      test::make_tiny_llama({.hidden_size = 8, .num_layers = 1, .num_heads = 1});
+  EngineConfig config;
+  config.max_num_seqs = num_seqs;
+  config.max_model_len = context + num_steps + 64;
+  config.num_blocks = num_seqs * (config.max_model_len / config.block_size + 2);
+  config.enable_prefix_caching = arguments.number("prefix_caching", 1) != 0;
+  Engine engine(model, weights, make_cpu_backend({1, ""}), config);
+
+  SamplingParams params;
+  params.temperature = 1.0f;
+  params.seed = 1;
+  params.max_tokens = num_steps + 32;
+  params.ignore_eos = true;
+  params.logprobs = arguments.number("logprobs", -1);
+  std::vector<TokenId> prompt(context);
+  for (int i = 0; i < num_seqs; ++i) {
+    for (int j = 0; j < context; ++j) prompt[j] = (i * 31 + j * 7 + i * j) % 61;
+    engine.add_request(prompt, params);
+  }
+  std::size_t num_updates = 0;
+  while (num_updates < static_cast<std::size_t>(num_seqs)) num_updates = engine.step().size();
+
+  std::vector<double> host_us;
+  std::vector<double> device_us;
+  for (int i = 0; i < num_steps; ++i) {
+    engine.step();
+    host_us.push_back(engine.stats().step_host_us);
+    device_us.push_back(engine.stats().step_device_us);
+  }
+  std::sort(host_us.begin(), host_us.end());
+  std::printf(
+      "{\"bench\": \"engine_step\", \"commit\": \"%s\", \"seqs\": %d, \"context\": %d, "
+      "\"logprobs\": %d, \"steps\": %d, \"host_us_median\": %.2f, \"host_us_p99\": %.2f, "
+      "\"host_us_min\": %.2f, \"forward_and_sampling_us_median\": %.1f}\n",
+      bench::commit().c_str(), num_seqs, context, params.logprobs, num_steps,
+      host_us[num_steps / 2], host_us[num_steps * 99 / 100], host_us[0], bench::median(device_us));
+}

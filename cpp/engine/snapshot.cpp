@@ -1,0 +1,174 @@
+#include "cpp/engine/snapshot.h"
+
+#include <bit>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "pagedcore/error.h"
+
+namespace pagedcore {
+namespace {
+
+static_assert(std::endian::native == std::endian::little);
+constexpr std::uint64_t kMagic = 0x31304d4e53434750;  // "PGCSNM01"
+constexpr std::uint32_t kVersion = 1;
+constexpr std::int64_t kHeaderBytes = 8 + 4 + 8;  // magic, version, length of the file
+constexpr std::int64_t kChecksumBytes = 8;
+
+class Writer {
+ public:
+  template <typename T>
+  void operator()(const T& value) {
+    if constexpr (std::is_arithmetic_v<T> || std::is_enum_v<T>) {
+      append(&value, sizeof(value));
+    } else {
+      static_assert(std::is_trivially_copy_constructible_v<typename T::value_type>);
+      (*this)(static_cast<std::int64_t>(value.size()));
+      append(value.data(), value.size() * sizeof(typename T::value_type));
+    }
+  }
+  void append(const void* data, std::size_t size) {
+    const auto* begin = static_cast<const std::byte*>(data);
+    bytes.insert(bytes.end(), begin, begin + size);
+  }
+
+  std::vector<std::byte> bytes;
+};
+
+class Reader {
+ public:
+  explicit Reader(std::span<const std::byte> bytes) : rest_(bytes) {}
+
+  template <typename T>
+  void operator()(T& value) {
+    if constexpr (std::is_arithmetic_v<T> || std::is_enum_v<T>) {
+      take(&value, sizeof(value));
+    } else {
+      std::int64_t size = 0;
+      (*this)(size);
+      constexpr std::int64_t kElement = sizeof(typename T::value_type);
+      PAGEDCORE_REQUIRE(size >= 0 && size <= static_cast<std::int64_t>(rest_.size()) / kElement,
+                        "the snapshot holds a list of ", size, " elements in ", rest_.size(),
+                        " bytes");
+      value.resize(size);
+      take(value.data(), size * kElement);
+    }
+  }
+  bool is_at_end() const { return rest_.empty(); }
+
+ private:
+  void take(void* data, std::size_t size) {
+    PAGEDCORE_REQUIRE(size <= rest_.size(), "the snapshot ends too early");
+    if (size > 0) std::memcpy(data, rest_.data(), size);
+    rest_ = rest_.subspan(size);
+  }
+
+  std::span<const std::byte> rest_;
+};
+
+// Writes or reads an optional number as a flag and a value.
+template <typename Archive, typename Optional>
+void visit_optional(Archive& archive, Optional& optional) {
+  bool has_value = optional.has_value();
+  auto value = optional.value_or(0);
+  archive(has_value);
+  archive(value);
+  if constexpr (std::is_same_v<Archive, Reader>) {
+    optional = has_value ? Optional(value) : Optional();
+  }
+}
+
+// Fields of every kind, in the order of the file.
+template <typename Archive, typename Params>
+void visit_params(Archive& archive, Params& p) {
+  archive(p.temperature);
+  archive(p.top_p);
+  archive(p.top_k);
+  archive(p.min_p);
+  visit_optional(archive, p.seed);
+  visit_optional(archive, p.max_tokens);
+  archive(p.min_tokens);
+  archive(p.stop_token_ids);
+  archive(p.ignore_eos);
+  archive(p.repetition_penalty);
+  archive(p.presence_penalty);
+  archive(p.frequency_penalty);
+  archive(p.logit_bias);
+  archive(p.allowed_token_ids);
+  archive(p.bad_token_ids);
+  archive(p.logprobs);
+}
+
+template <typename Archive, typename File>
+void visit(Archive& archive, File& file) {
+  archive(file.model);
+  archive(file.kv_dtype);
+  visit_params(archive, file.params);
+  archive(file.seed);
+  archive(file.num_prompt_tokens);
+  archive(file.num_computed);
+  archive(file.is_finished);
+  archive(file.cumulative_logprob);
+  archive(file.cache_salt);
+  archive(file.tokens);
+  archive(file.kv);
+}
+
+}  // namespace
+
+std::uint64_t hash_bytes(std::span<const std::byte> bytes, std::uint64_t hash) {
+  constexpr std::uint64_t kPrime = 0x100000001b3;
+  std::size_t i = 0;
+  for (; i + 8 <= bytes.size(); i += 8) {
+    std::uint64_t word;
+    std::memcpy(&word, bytes.data() + i, 8);
+    hash = (hash ^ word) * kPrime;
+    hash ^= hash >> 32;
+  }
+  for (; i < bytes.size(); ++i) hash = (hash ^ std::to_integer<std::uint64_t>(bytes[i])) * kPrime;
+  return hash;
+}
+
+std::vector<std::byte> encode(const Snapshot& snapshot) {
+  Writer writer;
+  writer.bytes.reserve(snapshot.kv.size() + snapshot.tokens.size() * sizeof(TokenId) + 4096);
+  writer(kMagic);
+  writer(kVersion);
+  writer(std::int64_t{0});
+  visit(writer, snapshot);
+  const auto length = static_cast<std::int64_t>(writer.bytes.size()) + kChecksumBytes;
+  std::memcpy(writer.bytes.data() + kHeaderBytes - sizeof(length), &length, sizeof(length));
+  writer(hash_bytes(writer.bytes));
+  return std::move(writer.bytes);
+}
+
+Snapshot decode_snapshot(std::span<const std::byte> bytes) {
+  const auto size = static_cast<std::int64_t>(bytes.size());
+  PAGEDCORE_REQUIRE(size >= kHeaderBytes + kChecksumBytes, "the snapshot has only ", size,
+                    " bytes: it is truncated or none");
+  Reader header(bytes.first(kHeaderBytes));
+  std::uint64_t magic = 0;
+  std::uint32_t version = 0;
+  std::int64_t length = 0;
+  header(magic);
+  header(version);
+  header(length);
+  PAGEDCORE_REQUIRE(magic == kMagic, "the bytes are not a snapshot of a sequence");
+  PAGEDCORE_REQUIRE(version == kVersion, "the snapshot is of version ", version,
+                    ", this library reads version ", kVersion);
+  PAGEDCORE_REQUIRE(length == size, "the snapshot should have ", length, " bytes, got ", size);
+  const std::span<const std::byte> checked = bytes.first(bytes.size() - kChecksumBytes);
+  std::uint64_t checksum = 0;
+  Reader(bytes.last(kChecksumBytes))(checksum);
+  PAGEDCORE_REQUIRE(checksum == hash_bytes(checked),
+                    "the snapshot's checksum is wrong: it was changed");
+
+  Snapshot snapshot;
+  Reader reader(checked.subspan(kHeaderBytes));
+  visit(reader, snapshot);
+  PAGEDCORE_REQUIRE(reader.is_at_end(), "the snapshot has bytes behind its end");
+  return snapshot;
+}
+
+}  // namespace pagedcore

@@ -1,0 +1,74 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "cuda/backend/cublaslt.h"
+#include "cuda/backend/sampler.h"
+#include "cuda/backend/step_graphs.h"
+#include "cuda/backend/step_stage.h"
+#include "cuda/backend/upload_ring.h"
+#include "cuda/kernels/kernels.h"
+#include "pagedcore/backend.h"
+
+namespace pagedcore::cuda {
+
+// The Backend on one NVIDIA GPU: own kernels, cuBLASLt for matrix products, one stream. Every op
+// is asynchronous but upload(), download() and sample(), whose results the host reads.
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(const CudaBackendOptions& options);
+  ~CudaBackend() override;
+
+  std::string description() const override;
+  bool is_host() const override { return false; }
+  ActivationDTypes activation_dtypes(DType weights) const override;
+  void upload(void* dst, const void* host_src, std::int64_t bytes) override;
+  void download(void* host_dst, const void* src, std::int64_t bytes) override;
+  void synchronize() override;
+  void reserve_steps(std::int32_t max_tokens, std::int32_t max_seqs,
+                     std::int64_t table_stride) override;
+  std::int64_t sample_workspace_bytes(std::int64_t vocab_size,
+                                      std::int32_t max_samples) const override;
+  ForwardBatch stage(const ForwardBatch& host_batch) override;
+  void run(const ForwardBatch& batch, const std::function<void()>& forward) override;
+  void* allocate_host(std::int64_t bytes) override;
+  void free_host(void* data) noexcept override;
+
+ private:
+  void* do_allocate(std::int64_t bytes) override;
+  void do_free(void* data) noexcept override;
+  void do_embed(const EmbedParams& params) override;
+  void do_norm(const NormParams& params) override;
+  void do_linear(const LinearParams& params) override;
+  void do_rope_and_cache(const RopeAndCacheParams& params) override;
+  void do_paged_attention(const ForwardBatch& batch, const PagedAttentionParams& params) override;
+  void do_gated_activation(const GatedActivationParams& params) override;
+  void do_sample(const SampleParams& params) override;
+  void do_copy_blocks(const KvCacheView& cache, std::span<const BlockCopy> copies) override;
+  void do_swap_out(const KvCacheView& cache, void* host,
+                   std::span<const BlockCopy> copies) override;
+  void do_swap_in(const KvCacheView& cache, const void* host,
+                  std::span<const BlockCopy> copies) override;
+
+  // y[.., column ..] = x W^T, or added to it; weights that lie one behind the other at once.
+  void matrix_products(const LinearParams& params, void* y, DType y_dtype, std::int64_t y_stride,
+                       bool accumulate);
+  void reserve_partials(const PagedAttentionParams& params);
+
+  cudaDeviceProp properties_{};
+  Stream stream_;
+  CublasLt cublas_;
+  StepStage stage_;
+  StepGraphs graphs_;
+  Sampler sampler_;
+  UploadRing copies_ring_;
+  Scratch copies_{Scratch::Kind::kDevice};
+  Scratch gemm_workspace_{Scratch::Kind::kDevice};
+  Scratch gate_up_{Scratch::Kind::kDevice};
+  Scratch partial_out_{Scratch::Kind::kDevice};
+  Scratch partial_max_sum_{Scratch::Kind::kDevice};
+  Scratch arrivals_{Scratch::Kind::kDevice};
+};
+
+}  // namespace pagedcore::cuda

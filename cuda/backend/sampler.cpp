@@ -1,0 +1,118 @@
+#include "cuda/backend/sampler.h"
+
+#include <algorithm>
+#include <cstring>
+#include <span>
+
+#include "cuda/common/launch.h"
+#include "pagedcore/error.h"
+
+namespace pagedcore::cuda {
+namespace {
+
+std::int64_t row_stride(std::int64_t vocab_size) {
+  return ceil_div(vocab_size + kMaxSortedTop, 64) * 64;
+}
+
+template <typename T>
+Range append(std::vector<T>& list, std::span<const T> items) {
+  const auto begin = static_cast<std::int32_t>(list.size());
+  list.insert(list.end(), items.begin(), items.end());
+  return {begin, static_cast<std::int32_t>(list.size())};
+}
+
+std::int64_t padded(std::int64_t bytes) { return ceil_div(bytes, 16) * 16; }
+
+template <typename T>
+std::int64_t bytes_of(const std::vector<T>& list) {
+  return padded(static_cast<std::int64_t>(list.size() * sizeof(T)));
+}
+
+}  // namespace
+
+std::int64_t Sampler::workspace_bytes(std::int64_t vocab_size, std::int32_t max_samples) {
+  // Enough thread blocks to fill the largest devices; more samples take turns.
+  constexpr std::int32_t kMaxSlots = 160;
+  return std::min(max_samples, kMaxSlots) * row_stride(vocab_size) *
+         static_cast<std::int64_t>(sizeof(float));
+}
+
+void Sampler::sample(const SampleParams& params, int num_sms, cudaStream_t stream) {
+  tasks_.clear(), seen_.clear(), bias_.clear(), allowed_.clear(), banned_.clear();
+  for (const SampleRow& row : params.samples) {
+    PAGEDCORE_REQUIRE(row.num_top <= kMaxSortedTop, "num_top on CUDA must be at most ",
+                      kMaxSortedTop, ", got ", row.num_top);
+    tasks_.push_back({.logit_row = row.logit_row,
+                      .top_k = row.top_k,
+                      .num_top = row.num_top,
+                      .given_token = row.given_token,
+                      .temperature = row.temperature,
+                      .top_p = row.top_p,
+                      .min_p = row.min_p,
+                      .repetition_penalty = row.repetition_penalty,
+                      .presence_penalty = row.presence_penalty,
+                      .frequency_penalty = row.frequency_penalty,
+                      .seed = row.seed,
+                      .position = row.position,
+                      .seen = append(seen_, row.seen),
+                      .bias = append(bias_, row.bias),
+                      .allowed = append(allowed_, row.allowed),
+                      .banned = append(banned_, row.banned)});
+  }
+  const std::int64_t in_bytes =
+      bytes_of(tasks_) + bytes_of(seen_) + bytes_of(bias_) + bytes_of(allowed_) + bytes_of(banned_);
+  char* host = ring_.begin(in_bytes);
+  char* device = static_cast<char*>(inputs_.reserve(in_bytes));
+  std::int64_t offset = 0;
+  const auto put = [&]<typename T>(const std::vector<T>& list) {
+    if (!list.empty()) std::memcpy(host + offset, list.data(), list.size() * sizeof(T));
+    const T* result = reinterpret_cast<const T*>(device + offset);
+    offset += bytes_of(list);
+    return result;
+  };
+
+  const auto count = static_cast<std::int64_t>(params.samples.size());
+  const SampleOutputs& out = params.outputs;
+  const std::int64_t stride = row_stride(params.vocab_size);
+  const std::int64_t slots = std::min<std::int64_t>(
+      {count, num_sms, params.workspace_bytes / (stride * std::int64_t{sizeof(float)})});
+  PAGEDCORE_REQUIRE(slots >= 1, "sample: workspace_bytes must be at least ", stride * sizeof(float),
+                    ", got ", params.workspace_bytes);
+  const std::int64_t out_bytes = count * (12 + std::int64_t{out.max_top} * 8);
+  char* results = static_cast<char*>(outputs_.reserve(out_bytes));
+  char* host_results = static_cast<char*>(results_.reserve(out_bytes));
+  SampleArgs args{.logits = params.logits,
+                  .vocab_size = params.vocab_size,
+                  .num_samples = static_cast<std::int32_t>(count),
+                  .tasks = put(tasks_),
+                  .seen = put(seen_),
+                  .bias = put(bias_),
+                  .allowed = put(allowed_),
+                  .banned = put(banned_),
+                  .workspace = static_cast<float*>(params.workspace),
+                  .row_stride = stride,
+                  .num_slots = static_cast<std::int32_t>(slots),
+                  .tokens = reinterpret_cast<TokenId*>(results),
+                  .logprobs = reinterpret_cast<float*>(results + 4 * count),
+                  .ranks = reinterpret_cast<std::int32_t*>(results + 8 * count),
+                  .max_top = out.max_top,
+                  .top_tokens = reinterpret_cast<TokenId*>(results + 12 * count),
+                  .top_logprobs = reinterpret_cast<float*>(
+                      results + (12 + 4 * std::int64_t{out.max_top}) * count)};
+  ring_.submit(device, in_bytes, stream);
+  launch_sample(args, stream);
+  PAGEDCORE_CUDA_CHECK(
+      cudaMemcpyAsync(host_results, results, out_bytes, cudaMemcpyDeviceToHost, stream));
+  PAGEDCORE_CUDA_CHECK(cudaStreamSynchronize(stream));
+
+  const auto take = [&](auto span, std::int64_t at, std::int64_t n) {
+    if (!span.empty()) std::memcpy(span.data(), host_results + at, n * 4);
+  };
+  take(out.tokens, 0, count);
+  take(out.logprobs, 4 * count, count);
+  take(out.ranks, 8 * count, count);
+  take(out.top_tokens, 12 * count, count * out.max_top);
+  take(out.top_logprobs, (12 + 4 * std::int64_t{out.max_top}) * count, count * out.max_top);
+}
+
+}  // namespace pagedcore::cuda

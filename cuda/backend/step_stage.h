@@ -1,0 +1,55 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cuda/backend/upload_ring.h"
+#include "cuda/common/plan.h"
+#include "pagedcore/forward_batch.h"
+
+namespace pagedcore::cuda {
+
+// What a step's attention is made of: where it lies on the device, and its sizes on the host.
+struct StepInputs {
+  const StepHeader* header = nullptr;
+  const DecodeItem* items = nullptr;
+  const std::int32_t* prefill = nullptr;  // sequences with more than one token
+  std::int64_t num_items = 0;
+  std::vector<std::int32_t> prefill_lens;  // query_len of each of `prefill`
+  bool padded = false;  // a decode step, laid out and padded so that a graph of it can be replayed
+};
+
+// Brings batches to the device: one upload of everything that is new, and the block tables, which
+// stay there and only take the changed entries. A decode step is padded to padded_batch(num_seqs)
+// sequences; the rows beyond the real ones store nothing and attend to nothing.
+class StepStage {
+ public:
+  void reserve(std::int32_t max_tokens, std::int32_t max_seqs, std::int64_t table_stride);
+  ForwardBatch stage(const ForwardBatch& host, cudaStream_t stream);
+
+  const StepInputs& inputs() const { return inputs_; }
+  std::int64_t max_seqs() const { return max_seqs_; }
+  std::int64_t table_stride() const { return table_stride_; }
+  std::int64_t device_bytes() const { return device_.bytes() + tables_.bytes(); }
+
+  // The batch sizes for which decode steps are recorded: 1, 2, 4, 8, then steps of 8 to 64, of 16
+  // to 256, of 64 beyond.
+  static std::int32_t padded_batch(std::int32_t num_seqs);
+
+ private:
+  void update_tables(const ForwardBatch& host, cudaStream_t stream);
+  void plan_attention(const ForwardBatch& host);
+
+  std::int32_t max_tokens_ = 0;
+  std::int32_t max_seqs_ = 0;
+  std::int64_t table_stride_ = 0;
+  StepInputs inputs_;
+  std::vector<DecodeItem> items_;
+  std::vector<std::int32_t> prefill_;
+  UploadRing inputs_ring_, updates_ring_;
+  Scratch device_{Scratch::Kind::kDevice};
+  Scratch updates_{Scratch::Kind::kDevice};
+  Scratch tables_{Scratch::Kind::kDevice};
+};
+
+}  // namespace pagedcore::cuda

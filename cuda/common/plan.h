@@ -1,0 +1,39 @@
+#pragma once
+
+#include <cstdint>
+
+namespace pagedcore::cuda {
+
+// What stage() tells the attention kernels of a step, in device memory beside the batch.
+struct StepHeader {
+  std::int32_t num_tokens = 0;   // of the unpadded batch
+  std::int32_t num_seqs = 0;     // of the unpadded batch
+  std::int32_t num_items = 0;    // work items of decode attention
+  std::int32_t num_prefill = 0;  // sequences with more than one token
+};
+
+// One split of one decoding sequence: tokens [split * n, (split + 1) * n) of its `length`, where
+// n = split_tokens(length).
+struct DecodeItem {
+  std::int32_t token = 0;  // row of query and out
+  std::int32_t table_row = 0;
+  std::int32_t length = 0;  // tokens of the sequence, the new one included
+  std::int32_t split = 0;
+};
+static_assert(sizeof(DecodeItem) == 16);
+
+constexpr int kMaxSplits = 32;
+
+// Tokens a split: a function of the sequence's own length alone, so that its sum has the same
+// order whatever else is in the batch. Short sequences are not worth a merge; medium ones are cut
+// finely to reach many processors, long ones coarsely. A multiple of 64; at most kMaxSplits splits.
+constexpr std::int32_t split_tokens(std::int32_t length) {
+  if (length <= 768) return 768;
+  std::int32_t n = length / 6;
+  n = n < 256 ? 256 : n > 1024 ? 1024 : n;
+  const std::int32_t least = length / kMaxSplits + 1;
+  n = n < least ? least : n;
+  return (n + 63) / 64 * 64;
+}
+
+}  // namespace pagedcore::cuda

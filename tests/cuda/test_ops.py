@@ -1,0 +1,239 @@
+"""The other ops of the CUDA backend against float64 references."""
+
+import math
+
+import pytest
+import torch
+from harness import TORCH, Cache, relative_error
+
+LIMIT = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 5e-3}
+FLOATS = ["float32", "float16", "bfloat16"]
+
+
+def randn(*shape, dtype="float32", seed=0):
+    g = torch.Generator("cuda").manual_seed(seed)
+    return torch.randn(*shape, device="cuda", generator=g).to(TORCH[dtype])
+
+
+def poisoned(*shape, dtype="float32"):
+    return torch.full(shape, torch.nan, device="cuda", dtype=TORCH[dtype])
+
+
+def act(name, x):
+    return {
+        "none": lambda: x,
+        "silu": lambda: torch.nn.functional.silu(x),
+        "gelu": lambda: torch.nn.functional.gelu(x),
+        "gelu_tanh": lambda: torch.nn.functional.gelu(x, approximate="tanh"),
+        "relu": lambda: torch.relu(x),
+    }[name]()
+
+
+@pytest.mark.parametrize("width", [8, 20, 576, 4096])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_embed_copies_or_adds_rows(ops, dtype, width, accumulate):
+    table = randn(50, width, dtype=dtype)
+    ids = torch.randint(0, 48, (9,), device="cuda", dtype=torch.int32)
+    y = randn(9, width, seed=1) if accumulate else poisoned(9, width)
+    expected = table.double()[ids.long() + 2] + (y.double() if accumulate else 0)
+    ops.embed(ids, table, y, id_offset=2, accumulate=accumulate)
+    assert relative_error(y, expected) < 1e-6
+
+
+@pytest.mark.parametrize("width", [8, 20, 576, 2048, 12288])
+@pytest.mark.parametrize("norm", ["rms", "layer", "none"])
+@pytest.mark.parametrize(
+    ("x_dtype", "y_dtype"),
+    [("float32", "bfloat16"), ("float32", "float32"), ("float16", "float16")],
+)
+def test_norm_equals_the_reference(ops, norm, width, x_dtype, y_dtype):
+    x = randn(17, width, dtype=x_dtype) * 3 + 0.5
+    weight, bias = randn(width, dtype=y_dtype, seed=1), randn(width, dtype=y_dtype, seed=2)
+    rows = torch.tensor([3, 16, 0, 3], device="cuda", dtype=torch.int32)
+    y = poisoned(4, width, dtype=y_dtype)
+    affine = norm != "none"
+    ops.norm(norm, x, y, weight if affine else None, bias if norm == "layer" else None, rows)
+    d = x.double()[rows.long()]
+    if norm == "layer":
+        d = torch.nn.functional.layer_norm(d, (width,), weight.double(), bias.double(), 1e-5)
+    if norm == "rms":
+        d = d / (d.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
+    assert relative_error(y, d) < LIMIT[y_dtype]
+
+
+SHAPES = [(576, [576, 192, 192]), (2048, [512, 1000]), (64, [50]), (1024, [4096, 4096])]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8, 17, 130])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("epilogue", ["store", "accumulate", "gated"])
+def test_linear_equals_the_reference(ops, rows, dtype, shape, with_bias, epilogue):
+    k, outs = shape
+    if epilogue == "gated":
+        outs = [outs[0], outs[0]]
+    x = randn(rows, k, dtype=dtype)
+    weights = [randn(n, k, dtype=dtype, seed=n + i) / math.sqrt(k) for i, n in enumerate(outs)]
+    biases = [randn(n, dtype=dtype, seed=n + i) if with_bias else None for i, n in enumerate(outs)]
+    parts = [
+        x.double() @ w.double().T + (0 if b is None else b.double())
+        for w, b in zip(weights, biases, strict=True)
+    ]
+    if epilogue == "gated":
+        y, expected = poisoned(rows, outs[0], dtype=dtype), act("silu", parts[0]) * parts[1]
+        ops.linear(x, weights, y, biases, epilogue, "silu")
+        limit = 2 * LIMIT[dtype]  # gate and up are rounded too
+    elif epilogue == "accumulate":
+        y = randn(rows, sum(outs), seed=5)
+        expected = y.double() + torch.cat(parts, 1)
+        ops.linear(x, weights, y, biases, epilogue)
+        limit = 2e-6
+    else:
+        y, expected = poisoned(rows, sum(outs), dtype=dtype), act("gelu", torch.cat(parts, 1))
+        ops.linear(x, weights, y, biases, epilogue, "gelu")
+        limit = 2 * LIMIT[dtype]
+    assert relative_error(y, expected) < limit
+
+
+def test_neighbouring_weights_are_multiplied_at_once_with_the_same_result(ops):
+    x = randn(40, 512, dtype="bfloat16")
+    whole = randn(768, 512, dtype="bfloat16")
+    apart = [whole[:512].clone(), whole[512:640].clone(), whole[640:].clone()]
+    y, z = poisoned(40, 768, dtype="bfloat16"), poisoned(40, 768, dtype="bfloat16")
+    ops.linear(x, [whole[:512], whole[512:640], whole[640:]], y)
+    ops.linear(x, apart, z)
+    assert relative_error(y, x.double() @ whole.double().T) < 5e-3
+    assert relative_error(z, x.double() @ whole.double().T) < 5e-3
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_linear_reads_transposed_weights(ops, rows, dtype):
+    x, w = randn(rows, 768, dtype=dtype), randn(768, 2304, dtype=dtype, seed=1)
+    b = randn(2304, dtype=dtype, seed=2)
+    y = poisoned(rows, 2304, dtype=dtype)
+    ops.linear(x, [w], y, [b], in_out=True)
+    assert relative_error(y, x.double() @ w.double() + b.double()) < LIMIT[dtype]
+
+
+@pytest.mark.parametrize("rows", [1, 6])
+def test_linear_gives_float32_logits_of_16_bit_weights(ops, rows):
+    x, w = randn(rows, 2048, dtype="bfloat16"), randn(32001, 2048, dtype="bfloat16", seed=1)
+    y = poisoned(rows, 32001)
+    ops.linear(x, [w], y)
+    assert relative_error(y, x.double() @ w.double().T) < 2e-6
+
+
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
+@pytest.mark.parametrize(
+    ("dtype", "cache_dtype"),
+    [
+        ("float32", "float32"),
+        ("bfloat16", "bfloat16"),
+        ("float16", "float16"),
+        ("bfloat16", "fp8_e4m3"),
+    ],
+)
+@pytest.mark.parametrize("rotary", [1.0, 0.5, 0.0])
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_rope_and_cache_rotates_and_stores(ops, head_dim, dtype, cache_dtype, rotary, qk_norm):
+    tokens, heads, kv_heads, size = 13, 6, 2, 16
+    qkv = randn(tokens, (heads + 2 * kv_heads) * head_dim, dtype=dtype)
+    rotary_dim = int(head_dim * rotary) // 2 * 2
+    positions = torch.randint(0, 500, (tokens,), device="cuda", dtype=torch.int32)
+    slots = torch.randperm(5 * size, device="cuda")[:tokens].to(torch.int64)
+    slots[4] = -1
+    angles = torch.rand(500, max(1, rotary_dim // 2), device="cuda") * 6
+    cos_sin = torch.cat([angles.cos(), angles.sin()], 1).contiguous() if rotary_dim else None
+    q_norm, k_norm = (
+        (randn(head_dim, dtype=dtype, seed=s) for s in (3, 4)) if qk_norm else (None, None)
+    )
+    data = torch.full((5, 3, 2, kv_heads, size, head_dim), 7.0, device="cuda").to(
+        TORCH[cache_dtype]
+    )
+    cache = Cache(data, 0.5, 2.0) if cache_dtype == "fp8_e4m3" else Cache(data)
+    query = poisoned(tokens, heads, head_dim, dtype=dtype)
+    ops.rope_and_cache(qkv, positions, slots, query, cache, 1, cos_sin, rotary_dim, q_norm, k_norm)
+
+    x = qkv.double().view(tokens, heads + 2 * kv_heads, head_dim)
+    q, k, v = x[:, :heads], x[:, heads : heads + kv_heads], x[:, heads + kv_heads :]
+
+    def turn(y, weight):
+        if weight is not None:
+            y = y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double()
+        if not rotary_dim:
+            return y
+        half = rotary_dim // 2
+        c, s = cos_sin.double()[positions.long()][:, None].split(half, -1)
+        a, b, rest = y[..., :half], y[..., half:rotary_dim], y[..., rotary_dim:]
+        return torch.cat([a * c - b * s, b * c + a * s, rest], -1)
+
+    assert relative_error(query, turn(q, q_norm)) < LIMIT[dtype]
+    stored = (
+        data.to(torch.float32)
+        .double()[:, 1]
+        .permute(1, 0, 3, 2, 4)
+        .reshape(2, 5 * size, kv_heads, head_dim)
+    )
+    keep = slots >= 0
+    limit = {"fp8_e4m3": 4e-2}.get(cache_dtype) or LIMIT[cache_dtype]
+    assert relative_error(stored[0][slots[keep]] * cache.k_scale, turn(k, k_norm)[keep]) < limit
+    assert relative_error(stored[1][slots[keep]] * cache.v_scale, v[keep]) < limit
+    untouched = torch.ones(5 * size, dtype=torch.bool, device="cuda")
+    untouched[slots[keep]] = False
+    assert (stored[:, untouched] == 7).all()
+    assert (data.to(torch.float32)[:, [0, 2]] == 7).all()
+
+
+@pytest.mark.parametrize("width", [20, 1536, 8192])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu", "none"])
+def test_gated_activation_equals_the_reference(ops, width, dtype, activation):
+    gate_up = randn(7, 2 * width, dtype=dtype)
+    y = poisoned(7, width, dtype=dtype)
+    ops.gated_activation(gate_up, y, activation)
+    gate, up = gate_up.double().split(width, 1)
+    assert relative_error(y, act(activation, gate) * up) < LIMIT[dtype]
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 16, 128), (3, 1, 1, 8), (1, 5, 256, 80)], ids=str)
+def test_blocks_are_copied_and_swapped_whole(ops, shape):
+    layers, heads, size, dim = shape
+    data = randn(40, layers, 2, heads, size, dim, dtype="bfloat16")
+    before = data.clone()
+    cache = Cache(data)
+    ops.copies(0, cache, [(3, 7), (3, 8), (0, 39)])
+    expected = before.clone()
+    expected[7], expected[8], expected[39] = before[3], before[3], before[0]
+    assert torch.equal(data, expected)
+
+    block_bytes = data[0].numel() * 2
+    host = ops.lib.ops_allocate_host(ops.handle, 10 * block_bytes)
+    ops.copies(1, cache, [(1, 4), (2, 5), (9, 0)], host, 10)
+    saved = data.clone()
+    data[[1, 2, 9]] = 0
+    ops.copies(2, cache, [(4, 1), (5, 2), (0, 9), (0, 10)], host, 10)
+    saved[10] = saved[9]
+    assert torch.equal(data, saved)
+    ops.lib.ops_free_host(ops.handle, host)
+
+
+def test_a_wrong_parameter_is_refused_and_the_backend_goes_on(ops):
+    x, w, y = randn(2, 64, dtype="bfloat16"), randn(8, 64), poisoned(2, 8)
+    with pytest.raises(RuntimeError, match="bfloat16"):
+        ops.linear(x, [w], y)
+    ops.linear(x, [w.bfloat16()], y)
+    assert not y.isnan().any()
+
+
+def test_a_row_gives_the_same_bytes_among_any_rows_of_its_class(ops):
+    """One cuBLASLt algorithm serves 17 to 32 rows, and so on; see cuda/README.md."""
+    for low, high in ((3, 16), (17, 32), (33, 64), (65, 128), (129, 256)):
+        for k, n in ((2048, 2048), (4096, 6144)):
+            x, w = randn(high, k, dtype="bfloat16"), randn(n, k, dtype="bfloat16", seed=1)
+            whole, part = poisoned(high, n, dtype="bfloat16"), poisoned(low, n, dtype="bfloat16")
+            ops.linear(x, [w], whole)
+            ops.linear(x[:low].contiguous(), [w], part)
+            assert torch.equal(part, whole[:low]), (low, high, k, n)

@@ -1,0 +1,43 @@
+"""A small pass over every kernel, for compute-sanitizer (bench/run_on_gpu.sh runs it there)."""
+
+import pytest
+import torch
+from harness import Cache
+from test_attention import check, make_case
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "fp8_e4m3"])
+@pytest.mark.parametrize("head_dim", [64, 80, 128, 256])
+def test_sanitized_attention(ops, dtype, head_dim):
+    case = make_case(dtype, head_dim, 1, 4, 16, [1, 3, 1, 1, 70], [700, 0, 0, 2100, 90])
+    check(ops, case, dtype=dtype)
+    check(ops, case, dtype=dtype, window=100)
+
+
+def test_sanitized_other_ops(ops):
+    x = torch.randn(3, 256, device="cuda")
+    y = torch.empty(3, 256, device="cuda", dtype=torch.bfloat16)
+    w = torch.randn(512, 256, device="cuda").bfloat16()
+    ops.norm("rms", x, y, w[0].contiguous())
+    ops.norm("layer", x, y, w[0].contiguous(), w[1].contiguous())
+    z = torch.empty(3, 256, device="cuda", dtype=torch.bfloat16)
+    ops.linear(y, [w[:256], w[256:]], z, epilogue="gated", activation="silu")
+    cache = Cache(torch.zeros(6, 2, 2, 1, 16, 64, device="cuda", dtype=torch.bfloat16))
+    positions = torch.arange(3, device="cuda", dtype=torch.int32)
+    query = torch.empty(3, 2, 64, device="cuda", dtype=torch.bfloat16)
+    ops.rope_and_cache(z, positions, positions.long(), query, cache)
+    ops.copies(0, cache, [(0, 4), (1, 5)])
+    logits = torch.randn(3, 5000, device="cuda")
+    rows = [
+        {"logit_row": 0},
+        {
+            "logit_row": 1,
+            "temperature": 1.0,
+            "top_p": 0.9,
+            "num_top": 5,
+            "seen": [(1, 1)],
+            "repetition_penalty": 1.2,
+        },
+        {"logit_row": 2, "temperature": 1.0, "top_k": 40},
+    ]
+    ops.sample(logits, rows, max_top=5)
