@@ -1,7 +1,8 @@
 // All linear ops of one forward pass, on weights of their own for every layer, as they come from
 // memory. Divides by the limits measured between the repetitions.
 //   bench_linear [--shape=S] [--rows=1,8,32,512] [--threads=0] [--isa=] [--dtype=bfloat16]
-//                [--repeats=7] [--layers=0]
+//                [--repeats=7] [--layers=0] [--group-size=64]
+// Weights of int8 and int4 have scales too; their operations are counted at twice the bf16 rate.
 #include <sys/mman.h>
 
 #include <cstdint>
@@ -59,7 +60,8 @@ class MappedWeights {
 
 class ForwardPass {
  public:
-  ForwardPass(const Shape& shape, DType dtype, Backend& backend, std::int64_t max_rows)
+  ForwardPass(const Shape& shape, DType dtype, Backend& backend, std::int64_t max_rows,
+              std::int64_t group_size)
       : shape_(shape),
         dtype_(dtype),
         backend_(backend),
@@ -67,6 +69,8 @@ class ForwardPass {
         weight_bytes_((shape.layers * layer_weights() + shape.hidden * shape.vocab) *
                       dtype_bits(dtype) / 8),
         weights_(weight_bytes_ + 64),
+        group_size_(group_size),
+        scales_(is_quantized() ? weight_bytes_ * 8 / dtype_bits(dtype) / group_size : 0, 0.01f),
         x_(backend, max_rows * shape.intermediate * 4),
         residual_(backend, max_rows * shape.hidden * 4),
         qkv_(backend, max_rows * qkv_width() * 4),
@@ -84,7 +88,10 @@ class ForwardPass {
     add(shape.hidden, shape.vocab);
   }
 
-  std::int64_t weight_bytes() const { return weight_bytes_; }
+  bool is_quantized() const { return dtype_bits(dtype_) <= 8; }
+  std::int64_t weight_bytes() const {
+    return weight_bytes_ + static_cast<std::int64_t>(scales_.size()) * 4;
+  }
   double flops(std::int64_t rows, std::int64_t logit_rows) const {
     return 2.0 *
            (rows * shape_.layers * layer_weights() + logit_rows * shape_.hidden * shape_.vocab);
@@ -115,6 +122,11 @@ class ForwardPass {
     weight.data = weights_.take(in * out * dtype_bits(dtype_) / 8);
     weight.dtype = dtype_;
     weight.out_features = out;
+    if (is_quantized()) {
+      weight.scales = scales_.data() + next_scale_;
+      weight.group_size = group_size_;
+      next_scale_ += in / group_size_ * out;
+    }
     list_.push_back(weight);
   }
 
@@ -147,6 +159,9 @@ class ForwardPass {
   DType operand_;
   std::int64_t weight_bytes_;
   MappedWeights weights_;
+  std::int64_t group_size_;
+  std::vector<float> scales_;
+  std::int64_t next_scale_ = 0;
   Buffer x_, residual_, qkv_, gated_, logits_;
   std::vector<LinearWeight> list_;
   std::size_t next_ = 0;
@@ -169,7 +184,9 @@ void measure(ForwardPass& pass, const std::string& head, int rows, int repeats,
     pass.run(rows, logit_rows);
     seconds.push_back(seconds_since(start));
   }
-  const double peak = has_dot ? limits.bf16_gflop_s : limits.f32_gflop_s;
+  const double peak = pass.is_quantized() ? 2 * limits.bf16_gflop_s
+                      : has_dot           ? limits.bf16_gflop_s
+                                          : limits.f32_gflop_s;
   const double bytes_s = static_cast<double>(pass.weight_bytes()) / 1e9 / limits.dram_gb_s;
   const double flops_s = pass.flops(rows, logit_rows) / 1e9 / peak;
   const double predicted = std::max(bytes_s, flops_s);
@@ -194,7 +211,8 @@ int main(const Arguments& arguments) {
                                   .isa = arguments.text("isa", "")};
   const auto backend = make_cpu_backend(options);
   const std::vector<int> rows = arguments.numbers("rows", "1,8,32,512");
-  ForwardPass pass(shape, dtype, *backend, *std::max_element(rows.begin(), rows.end()));
+  ForwardPass pass(shape, dtype, *backend, *std::max_element(rows.begin(), rows.end()),
+                   arguments.number("group-size", 64));
   const std::string head = "\"bench\": \"linear\", \"commit\": \"" + commit() +
                            "\", \"backend\": \"" + backend->description() + "\", \"shape\": \"" +
                            shape.name + "\", \"layers\": " + std::to_string(shape.layers) +

@@ -76,9 +76,12 @@ void check_weight(const LinearParams& params, const LinearWeight& weight) {
   PAGEDCORE_REQUIRE(weight.layout == WeightLayout::kOutIn,
                     "linear: quantised weights must be [out_features, in_features]");
   require_data("linear", "scales", weight.scales);
-  PAGEDCORE_REQUIRE(weight.group_size >= 1 && params.in_features % weight.group_size == 0,
-                    "linear: group_size must divide in_features ", params.in_features, ", got ",
-                    weight.group_size);
+  const std::int64_t size = weight.group_size;
+  PAGEDCORE_REQUIRE(size >= 32 && size <= 1024 && (size & (size - 1)) == 0 &&
+                        params.in_features % size == 0 && size == params.weights[0].group_size,
+                    "linear: group_size must be a power of two from 32 to 1024 that divides "
+                    "in_features ",
+                    params.in_features, ", the same for all weights of an op, got ", size);
 }
 
 }  // namespace

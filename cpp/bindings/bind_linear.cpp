@@ -1,4 +1,7 @@
 #include <pybind11/native_enum.h>
+#include <pybind11/numpy.h>
+
+#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -6,6 +9,7 @@
 #include "cpp/bindings/bindings.h"
 #include "pagedcore/backend.h"
 #include "pagedcore/error.h"
+#include "pagedcore/quantize.h"
 
 namespace pagedcore::bindings {
 namespace {
@@ -72,6 +76,60 @@ void linear(Backend& backend, const py::object& x, const std::vector<py::object>
   backend.linear(params);
 }
 
+// Bytes [out, in], or [out, in / 2] for int4, and scales [in / group_size, out].
+py::tuple quantize(const py::object& weight, const std::string& dtype, std::int64_t group_size,
+                   const std::string& weight_dtype, int num_threads) {
+  const ArrayArg array(weight, "weight", weight_dtype);
+  array.require_shape({-1, -1});
+  TensorView view{array.data(), array.dtype(), 2, {array.shape()[0], array.shape()[1]}};
+  const DType target = dtype_from_name(dtype);
+  QuantizedWeight result;
+  {
+    const py::gil_scoped_release no_gil;
+    result = quantize_weight(view, target, group_size, num_threads);
+  }
+  py::array_t<std::int8_t> data({view.shape[0], view.shape[1] * dtype_bits(target) / 8});
+  py::array_t<float> scales({view.shape[1] / group_size, view.shape[0]});
+  std::memcpy(data.mutable_data(), result.data.data(), result.data.size());
+  std::memcpy(scales.mutable_data(), result.scales.data(), result.scales.size() * sizeof(float));
+  return py::make_tuple(data, scales);
+}
+
+void linear_quantized(Backend& backend, const py::object& x, const py::object& data,
+                      const py::object& scales, const py::object& y, const std::string& dtype,
+                      std::int64_t group_size, const OptionalArray& zero_points,
+                      const std::string& x_dtype) {
+  const ArrayArg input(x, "x", x_dtype);
+  const ArrayArg bytes(data, "data", "int8");
+  const ArrayArg factors(scales, "scales", "float32");
+  const ArrayArg out(y, "y", "float32", true);
+  input.require_shape({-1, -1});
+  LinearParams params;
+  params.num_rows = input.shape()[0];
+  params.in_features = input.shape()[1];
+  params.x = input.data();
+  params.x_dtype = input.dtype();
+  params.x_stride = params.in_features;
+  LinearWeight& weight = params.weights[0];
+  weight.dtype = dtype_from_name(dtype);
+  bytes.require_shape({-1, params.in_features * dtype_bits(weight.dtype) / 8});
+  weight.data = bytes.data();
+  weight.out_features = bytes.shape()[0];
+  weight.group_size = group_size;
+  PAGEDCORE_REQUIRE(group_size > 0, "group_size must be positive, got ", group_size);
+  const std::vector<std::int64_t> groups = {params.in_features / group_size, weight.out_features};
+  weight.scales = factors.require_shape(groups).as<float>();
+  if (zero_points) {
+    weight.zero_points =
+        ArrayArg(*zero_points, "zero_points", "int8").require_shape(groups).as<std::int8_t>();
+  }
+  out.require_shape({params.num_rows, weight.out_features});
+  params.y = out.data();
+  params.y_stride = weight.out_features;
+  const py::gil_scoped_release no_gil;
+  backend.linear(params);
+}
+
 }  // namespace
 
 void bind_linear(py::module_& ops) {
@@ -85,6 +143,11 @@ void bind_linear(py::module_& ops) {
           py::arg("epilogue") = LinearEpilogue::kStore, py::arg("activation") = py::none(),
           py::arg("in_out") = false, py::arg("x_dtype") = "", py::arg("weight_dtype") = "",
           py::arg("bias_dtype") = "", py::arg("y_dtype") = "");
+  ops.def("quantize_weight", &quantize, py::arg("weight"), py::arg("dtype"), py::arg("group_size"),
+          py::arg("weight_dtype") = "", py::arg("num_threads") = 0);
+  ops.def("linear_quantized", &linear_quantized, py::arg("backend"), py::arg("x"), py::arg("data"),
+          py::arg("scales"), py::arg("y"), py::arg("dtype"), py::arg("group_size"),
+          py::arg("zero_points") = py::none(), py::arg("x_dtype") = "");
 }
 
 }  // namespace pagedcore::bindings

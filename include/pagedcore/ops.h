@@ -59,8 +59,11 @@ struct LinearWeight {
   std::int64_t out_features = 0;
   const void* bias = nullptr;  // [out_features]
   DType bias_dtype = DType::kFloat32;
-  const float* scales = nullptr;  // kInt8, kInt4: [out_features, in_features / group_size]
-  const std::int8_t* zero_points = nullptr;  // same shape as scales; null: symmetric
+  // Quantised: value = (stored - zero_point) * scale, where stored is signed; kInt4: of each byte
+  // the low four bits come first and are stored + 8. One scale a group of group_size inputs, a
+  // power of two from 32 to 1024 that divides in_features.
+  const float* scales = nullptr;             // [in_features / group_size, out_features]
+  const std::int8_t* zero_points = nullptr;  // same shape; null: all 0
   std::int64_t group_size = 0;
 
   friend bool operator==(const LinearWeight&, const LinearWeight&) = default;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import mmap
@@ -74,6 +75,9 @@ def _map_file(path: Path) -> mmap.mmap:
                 f"{path} is truncated: {size} bytes, a safetensors file has at least 8"
             )
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    # Large pages read up to twice as fast; not every kernel and file system has them for files.
+    with contextlib.suppress(OSError):
+        data.madvise(mmap.MADV_HUGEPAGE)
     data.madvise(mmap.MADV_WILLNEED)
     return data
 

@@ -47,6 +47,7 @@ def assert_idle(llm):
     stats = llm.engine.stats()
     assert stats.used_blocks == 0
     assert stats.num_running == stats.num_waiting == 0
+    assert stats.free_blocks + stats.cached_blocks == stats.num_blocks
 
 
 def texts(outputs: list[RequestOutput]) -> list[str]:

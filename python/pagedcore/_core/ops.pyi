@@ -48,6 +48,17 @@ def linear(
     bias_dtype: str = "",
     y_dtype: str = "",
 ) -> None: ...
+def linear_quantized(
+    backend: pagedcore._core.Backend,
+    x: typing.Any,
+    data: typing.Any,
+    scales: typing.Any,
+    y: typing.Any,
+    dtype: str,
+    group_size: int,
+    zero_points: typing.Any | None = None,
+    x_dtype: str = "",
+) -> None: ...
 def norm(
     backend: pagedcore._core.Backend,
     kind: pagedcore._core.NormKind | None,
@@ -77,6 +88,9 @@ def paged_attention(
     arg12: int,
     arg13: float,
 ) -> None: ...
+def quantize_weight(
+    weight: typing.Any, dtype: str, group_size: int, weight_dtype: str = "", num_threads: int = 0
+) -> tuple[typing.Any]: ...
 def rope_and_cache(
     backend: pagedcore._core.Backend,
     qkv: typing.Any,

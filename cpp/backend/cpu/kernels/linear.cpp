@@ -3,6 +3,7 @@
 #include "cpp/backend/cpu/kernels/any.h"
 #include "cpp/backend/cpu/kernels/linear_run.h"
 #include "cpp/backend/cpu/kernels/math.h"
+#include "cpp/backend/cpu/kernels/quantize_rows.h"
 
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 namespace {
@@ -10,6 +11,10 @@ namespace {
 constexpr std::int64_t kAlignment = 64;
 
 std::int64_t round_up(std::int64_t n, std::int64_t step) { return (n + step - 1) / step * step; }
+
+// Rows this many bytes apart, or a multiple, fall into few sets of the L1 cache: several of them,
+// read side by side, push each other out.
+bool aliases(std::int64_t row_bytes) { return row_bytes % 1024 == 0; }
 
 // Converts rows of x to `dtype`, with a zero behind an odd number of inputs.
 void convert_rows(const LinearParams& params, DType dtype, std::int64_t stride, void* out,
@@ -22,8 +27,9 @@ void convert_rows(const LinearParams& params, DType dtype, std::int64_t stride, 
           for_each_vector(params.in_features, [&](std::int64_t i, int n) {
             store_any(dtype, out, to + i, load_any(params.x_dtype, params.x, from + i, n), n);
           });
-          if (params.in_features < stride)
+          if (params.in_features % 2 != 0) {
             store_any(dtype, out, to + params.in_features, zero(), 1);
+          }
         }
       });
 }
@@ -88,18 +94,42 @@ void store_tile(const Tile& tile, T* y) {
   }
 }
 
+void linear_quantized(const LinearParams& params, Context& context) {
+  const std::int64_t num_groups =
+      params.num_rows * (params.in_features / params.weights[0].group_size);
+  const std::int64_t stride = params.in_features + (aliases(params.in_features) ? kAlignment : 0);
+  const std::int64_t value_bytes = round_up(params.num_rows * stride, kAlignment);
+  const std::int64_t group_bytes = round_up(num_groups * sizeof(float), kAlignment);
+  const std::int64_t scratch_bytes = round_up(linear_scratch_bytes(params), kAlignment);
+  std::byte* memory = context.workspace.reserve(value_bytes + 2 * group_bytes +
+                                                context.pool.size() * scratch_bytes);
+  const QuantizedX x{reinterpret_cast<std::int8_t*>(memory), stride,
+                     reinterpret_cast<float*>(memory + value_bytes),
+                     reinterpret_cast<std::int32_t*>(memory + value_bytes + group_bytes)};
+  quantize_rows(params, x, context.pool);
+  const LinearTask task{params,        x.values, stride, memory + value_bytes + 2 * group_bytes,
+                        scratch_bytes, x.scales, x.sums};
+  if (params.weights[0].dtype == DType::kInt8) return linear_int8(task, context.pool);
+  linear_int4(task, context.pool);
+}
+
 }  // namespace
 
 void linear(const LinearParams& params, Context& context) {
   const DType weights = params.weights[0].dtype;
+  if (weights == DType::kInt8 || weights == DType::kInt4) return linear_quantized(params, context);
   const bool dot = kHasBf16Dot && weights == DType::kBFloat16;
   const DType operand = dot ? DType::kBFloat16 : DType::kFloat32;
   // Kernels of pairs read a whole last pair.
-  const bool in_place = params.x_dtype == operand && !(dot && params.in_features % 2 != 0);
+  const bool split_pair = dot && params.in_features % 2 != 0;
+  const std::int64_t size = dot ? 2 : 4;
+  const bool spread =
+      params.num_rows > 1 && params.num_rows <= kStreamRows && aliases(params.x_stride * size);
+  const bool in_place = params.x_dtype == operand && !split_pair && !spread;
 
-  const std::int64_t stride = round_up(params.in_features, 2);
-  const std::int64_t x_bytes =
-      in_place ? 0 : round_up(params.num_rows * stride * (dot ? 2 : 4), kAlignment);
+  std::int64_t stride = round_up(params.in_features, 2);
+  if (aliases(stride * size)) stride += kAlignment / size;
+  const std::int64_t x_bytes = in_place ? 0 : round_up(params.num_rows * stride * size, kAlignment);
   const std::int64_t scratch_bytes = round_up(linear_scratch_bytes(params), kAlignment);
   std::byte* memory = context.workspace.reserve(x_bytes + context.pool.size() * scratch_bytes);
 

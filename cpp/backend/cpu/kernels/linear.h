@@ -12,6 +12,9 @@ struct LinearTask {
   std::int64_t x_stride;
   std::byte* scratch;  // scratch_bytes for each thread
   std::int64_t scratch_bytes;
+  // Quantised weights: what x was rounded with, [num_rows, in_features / group_size].
+  const float* x_scales = nullptr;
+  const std::int32_t* x_sums = nullptr;  // of the rounded inputs of a group
 };
 
 // What threads need each for a call of these sizes.
@@ -21,6 +24,8 @@ std::int64_t linear_scratch_bytes(const LinearParams& params);
 void linear_f32(const LinearTask& task, ThreadPool& pool);
 void linear_f16(const LinearTask& task, ThreadPool& pool);
 void linear_bf16(const LinearTask& task, ThreadPool& pool);
+void linear_int8(const LinearTask& task, ThreadPool& pool);
+void linear_int4(const LinearTask& task, ThreadPool& pool);
 
 // Outputs [output, output + num_outputs) of one weight matrix, at column `column` of y; with
 // kGated, of gate and up alike.

@@ -16,7 +16,9 @@ template <typename T>
 struct FmaFormat {
   using Weight = T;
   using Operand = float;
+  static constexpr bool kQuantized = false;
   static constexpr int kStep = 1;
+  static constexpr int kInputsPerElement = 1;
   static constexpr int kChunk = kLanes;  // inputs in a vector of units of one output
 
   [[gnu::always_inline]] static void load_units(const void* const (&outputs)[kLanes],
@@ -41,7 +43,9 @@ template <typename Dot>
 struct PairDotFormat {
   using Weight = BFloat16;
   using Operand = BFloat16;
+  static constexpr bool kQuantized = false;
   static constexpr int kStep = 2;
+  static constexpr int kInputsPerElement = 1;
   static constexpr int kChunk = 2 * kLanes;
 
   [[gnu::always_inline]] static void load_units(const void* const (&outputs)[kLanes],

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "cpp/backend/cpu/kernels/linear.h"
+#include "cpp/backend/cpu/kernels/linear_quantized_stream.h"
 #include "cpp/backend/cpu/kernels/linear_tiles.h"
 #include "cpp/backend/cpu/kernels/partition.h"
 
@@ -41,7 +42,8 @@ class LinearRunner {
   using Operand = typename F::Operand;
 
   LinearRunner(const LinearTask& task, int thread)
-      : params_(task.params),
+      : task_(task),
+        params_(task.params),
         x_(static_cast<const Operand*>(task.x)),
         x_stride_(task.x_stride),
         panel_(reinterpret_cast<float*>(task.scratch + thread * task.scratch_bytes)),
@@ -59,7 +61,11 @@ class LinearRunner {
     for (std::int64_t group = share.groups.begin; group < end;) {
       group += panel.num_groups;
       const Panel<F> next = group < end ? panel_at(group, end) : panel;
-      streams ? stream(panel, next) : multiply(panel, next, group < end);
+      if (streams) {
+        stream(panel, next);
+      } else {
+        multiply(panel, next, group < end);
+      }
       panel = next;
     }
   }
@@ -98,10 +104,17 @@ class LinearRunner {
   Block<F> block_at(int w, std::int64_t output) const {
     const LinearWeight& weight = params_.weights[w];
     const bool out_in = weight.layout == WeightLayout::kOutIn;
-    const std::int64_t stride = out_in ? params_.in_features : weight.out_features;
+    const std::int64_t stride =
+        out_in ? params_.in_features / F::kInputsPerElement : weight.out_features;
     const std::int64_t rest = weight.out_features - output;
-    return {static_cast<const Weight*>(weight.data) + output * (out_in ? stride : 1), stride,
-            weight.layout, rest < kLanes ? static_cast<int>(rest) : kLanes};
+    Block<F> block{static_cast<const Weight*>(weight.data) + output * (out_in ? stride : 1), stride,
+                   weight.layout, rest < kLanes ? static_cast<int>(rest) : kLanes};
+    if (F::kQuantized) {
+      block.scales = weight.scales + output;
+      block.zero_points = weight.zero_points ? weight.zero_points + output : nullptr;
+      block.scale_stride = weight.out_features;
+    }
+    return block;
   }
 
   // Rows [row, row + count) of x from input k on; behind the last row of the share, that row again.
@@ -130,76 +143,125 @@ class LinearRunner {
     for (int i = 0; i < panel.num_blocks; ++i) {
       const bool last = i + 1 == panel.num_blocks;
       const Block<F>& next = last ? next_panel.blocks[0] : panel.blocks[i + 1];
-      stream_some(panel.blocks[i], reinterpret_cast<const char*>(next.data), num_rows, x,
-                  sums_ + i * kLanes);
+      float* sums = sums_ + i * kLanes;
+      if (num_rows == 1) {
+        stream_rows<1>(panel.blocks[i], next, x, sums);
+      } else if (num_rows <= 4) {
+        stream_rows<4>(panel.blocks[i], next, x, sums);
+      } else {
+        stream_rows<8>(panel.blocks[i], next, x, sums);
+      }
     }
     finish(panel, row_, num_rows, sums_);
   }
 
-  void stream_some(const Block<F>& block, const char* next, int num_rows, const Operand* const* x,
+  template <int R>
+  void stream_rows(const Block<F>& block, const Block<F>& next, const Operand* const* x,
                    float* sums) const {
-    const std::int64_t k = params_.in_features;
-    if (num_rows == 1) return stream_block<F, 1>(block, next, k, x, sums);
-    if (num_rows == 2) return stream_block<F, 2>(block, next, k, x, sums);
-    if (num_rows <= 4) return stream_block<F, 4>(block, next, k, x, sums);
-    stream_block<F, 8>(block, next, k, x, sums);
+    if constexpr (F::kQuantized) {
+      stream_quantized<F, R>(block, next, params_.in_features, params_.weights[0].group_size, x,
+                             quantized_rows(row_, R), sums);
+    } else {
+      stream_block<F, R>(block, reinterpret_cast<const char*>(next.data), params_.in_features, x,
+                         sums);
+    }
+  }
+
+  QuantizedRows quantized_rows(std::int64_t row, int count) const {
+    const std::int64_t num_groups = params_.in_features / params_.weights[0].group_size;
+    QuantizedRows rows;
+    for (int r = 0; r < count; ++r) {
+      const std::int64_t at = (row + r < row_end_ ? row + r : row_end_ - 1) * num_groups;
+      rows.scales[r] = task_.x_scales + at;
+      rows.sums[r] = task_.x_sums + at;
+    }
+    return rows;
   }
 
   void multiply(const Panel<F>& panel, const Panel<F>& next_panel, bool has_next) {
-    constexpr std::int64_t kPanelInputs = kPanelUnits * F::kStep;
     const std::int64_t in_features = params_.in_features;
-    // With the sums of one pass done at its end, those of the next rows may take their place.
-    const std::int64_t sums_stride = in_features > kPanelInputs ? kPanelWidth : 0;
     std::int64_t k = 0;
     do {
-      const std::int64_t k_end = k + kPanelInputs < in_features ? k + kPanelInputs : in_features;
+      const std::int64_t k_end = end_of_pass(k);
       const bool last = k_end == in_features;
-      const std::int64_t num_units = (k_end - k + F::kStep - 1) / F::kStep;
-      for (int i = 0; i < panel.num_blocks; ++i) {
-        pack_block(panel.blocks[i], k, k_end, panel.num_blocks * kLanes, panel_ + i * kLanes);
-      }
+      for (int i = 0; i < panel.num_blocks; ++i) pack(panel, i, k, k_end);
       Prefetch<F> prefetch;
       if (!last || has_next) {
         const Panel<F>& next = last ? next_panel : panel;
         const std::int64_t next_k = last ? 0 : k_end;
-        const std::int64_t next_end =
-            next_k + kPanelInputs < in_features ? next_k + kPanelInputs : in_features;
-        const std::int64_t num_tiles = (row_end_ - row_ + kTileRows - 1) / kTileRows;
-        prefetch = Prefetch<F>(next.blocks, next.num_blocks, next_k, next_end,
-                               num_tiles * (num_units / 4) + 1);
+        const std::int64_t num_steps =
+            (row_end_ - row_ + kTileRows - 1) / kTileRows * ((k_end - k) / (4 * F::kStep));
+        prefetch = Prefetch<F>(next.blocks, next.num_blocks, next_k, end_of_pass(next_k),
+                               num_steps > 0 ? num_steps : 1);
       }
-      for (std::int64_t row = row_; row < row_end_;) {
-        const std::int64_t rest = row_end_ - row;
-        const int tile_rows = rest % kTileRows == 0 || rest % kTileRows == 5 ? kTileRows : 4;
-        const Operand* x[kTileRows];
-        rows_of_x(row, tile_rows, k, x);
-        float* sums = sums_ + (row - row_) * sums_stride;
-        multiply_some(panel.num_blocks, tile_rows, num_units, x, k == 0, prefetch, sums);
-        if (last) finish(panel, row, rest < tile_rows ? static_cast<int>(rest) : tile_rows, sums);
-        row += tile_rows;
-      }
+      multiply_pass(panel, k, k_end, prefetch);
       k = k_end;
     } while (k < in_features);
   }
 
-  void multiply_some(int num_blocks, int num_rows, std::int64_t num_units, const Operand* const* x,
-                     bool first, Prefetch<F>& prefetch, float* sums) const {
-    const bool full = num_rows == kTileRows;
-    if (num_blocks == 1) {
-      full ? multiply_tile<F, kTileRows, 1>(panel_, num_units, x, first, prefetch, sums)
-           : multiply_tile<F, 4, 1>(panel_, num_units, x, first, prefetch, sums);
-    } else if (num_blocks == 2) {
-      full ? multiply_tile<F, kTileRows, 2>(panel_, num_units, x, first, prefetch, sums)
-           : multiply_tile<F, 4, 2>(panel_, num_units, x, first, prefetch, sums);
-    } else if (num_blocks == 3) {
-      full ? multiply_tile<F, kTileRows, 3>(panel_, num_units, x, first, prefetch, sums)
-           : multiply_tile<F, 4, 3>(panel_, num_units, x, first, prefetch, sums);
+  // Inputs from k on whose units fill the packed panel.
+  std::int64_t end_of_pass(std::int64_t k) const {
+    constexpr std::int64_t kPanelInputs = kPanelUnits * F::kStep;
+    return k + kPanelInputs < params_.in_features ? k + kPanelInputs : params_.in_features;
+  }
+
+  void pack(const Panel<F>& panel, int i, std::int64_t k, std::int64_t k_end) {
+    const std::int64_t unit_stride = panel.num_blocks * kLanes;
+    if constexpr (F::kQuantized) {
+      pack_quantized(panel.blocks[i], k, k_end, unit_stride, panel_ + i * kLanes);
     } else {
-      full ? multiply_tile<F, kTileRows, kPanelVectors>(panel_, num_units, x, first, prefetch, sums)
-           : multiply_tile<F, 4, kPanelVectors>(panel_, num_units, x, first, prefetch, sums);
+      pack_block(panel.blocks[i], k, k_end, unit_stride, panel_ + i * kLanes);
     }
   }
 
+  // All rows of the share times the packed panel.
+  void multiply_pass(const Panel<F>& panel, std::int64_t k, std::int64_t k_end,
+                     Prefetch<F>& prefetch) {
+    // With the sums of one pass done at its end, those of the next rows may take their place.
+    const std::int64_t sums_stride = k > 0 || k_end < params_.in_features ? kPanelWidth : 0;
+    for (std::int64_t row = row_; row < row_end_;) {
+      const std::int64_t rest = row_end_ - row;
+      const int tile_rows = rest == 1 ? 1 : rest % kTileRows == 0 || rest % kTileRows == 5 ? 6 : 4;
+      float* sums = sums_ + (row - row_) * sums_stride;
+      if (tile_rows == 1) {
+        multiply_rows<1>(panel, row, k, k_end, prefetch, sums);
+      } else if (tile_rows == 4) {
+        multiply_rows<4>(panel, row, k, k_end, prefetch, sums);
+      } else {
+        multiply_rows<kTileRows>(panel, row, k, k_end, prefetch, sums);
+      }
+      const int num_rows = rest < tile_rows ? static_cast<int>(rest) : tile_rows;
+      if (k_end == params_.in_features) finish(panel, row, num_rows, sums);
+      row += tile_rows;
+    }
+  }
+
+  template <int R>
+  void multiply_rows(const Panel<F>& panel, std::int64_t row, std::int64_t k, std::int64_t k_end,
+                     Prefetch<F>& prefetch, float* sums) {
+    if (panel.num_blocks == 1) return multiply_one<R, 1>(panel, row, k, k_end, prefetch, sums);
+    if (panel.num_blocks == 2) return multiply_one<R, 2>(panel, row, k, k_end, prefetch, sums);
+    if constexpr (kPanelVectors == 4) {
+      if (panel.num_blocks == 3) return multiply_one<R, 3>(panel, row, k, k_end, prefetch, sums);
+      multiply_one<R, 4>(panel, row, k, k_end, prefetch, sums);
+    }
+  }
+
+  template <int R, int V>
+  void multiply_one(const Panel<F>& panel, std::int64_t row, std::int64_t k, std::int64_t k_end,
+                    Prefetch<F>& prefetch, float* sums) {
+    const std::int64_t num_units = (k_end - k + F::kStep - 1) / F::kStep;
+    const Operand* x[R];
+    rows_of_x(row, R, k, x);
+    if constexpr (F::kQuantized) {
+      multiply_quantized<F, R, V>(panel_, num_units, x, panel.blocks, quantized_rows(row, R), k,
+                                  params_.weights[0].group_size, prefetch, sums);
+    } else {
+      multiply_tile<F, R, V>(panel_, num_units, x, k == 0, prefetch, sums);
+    }
+  }
+
+  const LinearTask& task_;
   const LinearParams& params_;
   const Operand* x_;
   std::int64_t x_stride_;

@@ -18,6 +18,9 @@ struct Block {
   std::int64_t stride;             // elements between outputs (kOutIn) or inputs (kInOut)
   WeightLayout layout;
   int num_outputs;
+  const float* scales = nullptr;  // of quantised weights: [groups of inputs, num_outputs]
+  const std::int8_t* zero_points = nullptr;  // the same
+  std::int64_t scale_stride = 0;             // elements between groups
 };
 
 // Fetches the inputs [k, k_end) of some blocks into the L2 cache, a few lines at every step of a
@@ -28,10 +31,11 @@ class Prefetch {
   Prefetch() = default;
   Prefetch(const Block<F>* blocks, int num_blocks, std::int64_t k, std::int64_t k_end,
            std::int64_t num_steps)
-      : blocks_(blocks), k_(k), k_end_(k_end) {
+      : blocks_(blocks), k_(k / F::kInputsPerElement) {
     const bool by_input = blocks->layout == WeightLayout::kInOut;
     num_rows_ = by_input ? k_end - k : num_blocks * kLanes;
-    row_bytes_ = (by_input ? num_blocks * kLanes : k_end - k) * sizeof(typename F::Weight);
+    const std::int64_t num_inputs = (k_end - k) / F::kInputsPerElement;
+    row_bytes_ = (by_input ? num_blocks * kLanes : num_inputs) * sizeof(typename F::Weight);
     const std::int64_t num_lines = num_rows_ * (row_bytes_ / 64 + 1);
     lines_a_step_ = static_cast<int>((num_lines + num_steps - 1) / num_steps);
   }
@@ -61,7 +65,6 @@ class Prefetch {
 
   const Block<F>* blocks_ = nullptr;
   std::int64_t k_ = 0;
-  std::int64_t k_end_ = 0;
   std::int64_t num_rows_ = 0;
   std::int64_t row_bytes_ = 0;
   std::int64_t row_ = 0;

@@ -132,7 +132,12 @@ inline void store_n(T* p, Vec a, int n) {
   transpose_quads(quads, units);
 }
 
-inline void prefetch_l1(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
-inline void prefetch_l2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+// Forced inline: a call to a function that only prefetches has no effect that GCC would keep.
+[[gnu::always_inline]] inline void prefetch_l1(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+}
+[[gnu::always_inline]] inline void prefetch_l2(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+}
 
 }  // namespace pagedcore::cpu::PAGEDCORE_ISA

@@ -86,7 +86,8 @@ inline void store_n(T* p, Vec a, int n) {
   transpose(units);
 }
 
-inline void prefetch_l1(const void* p) { __builtin_prefetch(p, 0, 3); }
-inline void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
+// Forced inline: a call to a function that only prefetches has no effect that GCC would keep.
+[[gnu::always_inline]] inline void prefetch_l1(const void* p) { __builtin_prefetch(p, 0, 3); }
+[[gnu::always_inline]] inline void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace pagedcore::cpu::PAGEDCORE_ISA

@@ -1,0 +1,63 @@
+#include "cpp/backend/cpu/kernels/quantize_rows.h"
+
+#include "cpp/backend/cpu/kernels/any.h"
+
+namespace pagedcore::cpu::PAGEDCORE_ISA {
+namespace {
+
+constexpr int kGroupPart = 32;  // inputs rounded at a time; group sizes are its multiples
+
+// Adding this to a number below 2^22 leaves it, rounded to nearest even, in the last bits.
+constexpr float kRounder = 12582912.0f;
+
+// Rounds kGroupPart inputs; returns their sum.
+std::int32_t round_part(const LinearParams& p, std::int64_t at, float inverse, bool even_first,
+                        std::int8_t* out) {
+  float shifted[kGroupPart];
+  for (int i = 0; i < kGroupPart; i += kLanes) {
+    store(shifted + i, fma(load_any(p.x_dtype, p.x, at + i), splat(inverse), splat(kRounder)));
+  }
+  std::int32_t sum = 0;
+  for (int i = 0; i < kGroupPart; ++i) {
+    const auto value = static_cast<std::int8_t>(__builtin_bit_cast(std::int32_t, shifted[i]));
+    sum += value;
+    out[even_first ? i / 8 * 8 + i % 2 * 4 + i % 8 / 2 : i] = value;
+  }
+  return sum;
+}
+
+void quantize_row(const LinearParams& p, std::int64_t row, const QuantizedX& out) {
+  const std::int64_t group_size = p.weights[0].group_size;
+  const std::int64_t num_groups = p.in_features / group_size;
+  const bool even_first = p.weights[0].dtype == DType::kInt4;
+  for (std::int64_t group = 0; group < num_groups; ++group) {
+    const std::int64_t at = row * p.x_stride + group * group_size;
+    Vec size = zero();
+    for (std::int64_t i = 0; i < group_size; i += kLanes) {
+      const Vec x = load_any(p.x_dtype, p.x, at + i);
+      size = max(size, max(x, zero() - x));
+    }
+    const float most = max_lane(size);
+    const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
+    std::int32_t sum = 0;
+    for (std::int64_t i = 0; i < group_size; i += kGroupPart) {
+      sum += round_part(p, at + i, inverse, even_first,
+                        out.values + row * out.stride + group * group_size + i);
+    }
+    out.scales[row * num_groups + group] = most / 127.0f;
+    out.sums[row * num_groups + group] = sum;
+  }
+}
+
+}  // namespace
+
+void quantize_rows(const LinearParams& params, const QuantizedX& out, ThreadPool& pool) {
+  for_each_row_range(pool, params.num_rows, 4 * params.in_features,
+                     [&](std::int64_t begin, std::int64_t end) {
+                       for (std::int64_t row = begin; row < end; ++row) {
+                         quantize_row(params, row, out);
+                       }
+                     });
+}
+
+}  // namespace pagedcore::cpu::PAGEDCORE_ISA

@@ -1,0 +1,50 @@
+#pragma once
+
+#include "cpp/backend/cpu/simd/neon.h"
+
+namespace pagedcore::cpu::PAGEDCORE_ISA {
+
+// Bytes, four to a 32-bit unit of a Vec; avx2.h says what the names mean.
+struct Bytes {
+  using Sums = int32x4_t;
+  static Vec load_n(const void* p, int n) {
+    std::uint8_t copy[16] = {};
+    for (int i = 0; i < n; ++i) copy[i] = static_cast<const std::uint8_t*>(p)[i];
+    return vreinterpretq_f32_u8(vld1q_u8(copy));
+  }
+  static Vec splat_unit(const std::int8_t* p) {
+    std::int32_t unit;
+    __builtin_memcpy(&unit, p, sizeof(unit));
+    return vreinterpretq_f32_s32(vdupq_n_s32(unit));
+  }
+  static Vec flip_signs(Vec a) {
+    return vreinterpretq_f32_u8(veorq_u8(vreinterpretq_u8_f32(a), vdupq_n_u8(0x80)));
+  }
+  static Vec low_nibbles(Vec a) {
+    return vreinterpretq_f32_u8(vandq_u8(vreinterpretq_u8_f32(a), vdupq_n_u8(0x0f)));
+  }
+  static Vec high_nibbles(Vec a) {
+    return vreinterpretq_f32_u8(vshrq_n_u8(vreinterpretq_u8_f32(a), 4));
+  }
+  static Sums splat_sum(std::int32_t x) { return vdupq_n_s32(x); }
+  static Sums load_small(const std::int8_t* p, int n) {
+    std::int32_t copy[kLanes] = {};
+    for (int i = 0; i < n; ++i) copy[i] = p[i];
+    return vld1q_s32(copy);
+  }
+  static Sums multiply(Sums a, Sums b) { return vmulq_s32(a, b); }
+  static Sums add(Sums a, Sums b) { return vaddq_s32(a, b); }
+  static Vec to_float(Sums a) { return vcvtq_f32_s32(a); }
+  static Sums dot(Sums sums, Vec a, Vec b) {
+    const uint8x16_t x = vreinterpretq_u8_f32(a);
+    const int8x16_t y = vreinterpretq_s8_f32(b);
+    // 255 * 128 fits 16 bits, signed.
+    const int16x8_t low =
+        vmulq_s16(vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(x))), vmovl_s8(vget_low_s8(y)));
+    const int16x8_t high =
+        vmulq_s16(vreinterpretq_s16_u16(vmovl_u8(vget_high_u8(x))), vmovl_s8(vget_high_s8(y)));
+    return vaddq_s32(sums, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
+  }
+};
+
+}  // namespace pagedcore::cpu::PAGEDCORE_ISA
