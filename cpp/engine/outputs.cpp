@@ -90,19 +90,20 @@ void Engine::Impl::take_token(SequenceState& state, std::int32_t sample) {
 }
 
 void Engine::Impl::finish(SequenceState& state, FinishReason reason, TokenId stop_token) {
+  Sequence& sequence = *state.sequence;
+  if (!state.request->is_held) {
+    scheduler.finish(sequence);
+  } else if (sequence.index() >= 0 && !sequence.is_rebuilding()) {
+    scheduler.hold(sequence);
+    state.held = &sequence;
+  } else {  // it waits or was preempted: there is no KV to keep
+    state.held_tokens.assign(sequence.tokens().begin(), sequence.tokens().end());
+    scheduler.finish(sequence);
+  }
+  state.sequence = nullptr;
   state.finish_reason = reason;
   state.stop_token = stop_token;
-  Sequence* const sequence = std::exchange(state.sequence, nullptr);
   --state.request->num_unfinished;
-  if (!state.request->is_held) {
-    scheduler.finish(*sequence);
-  } else if (sequence->index() >= 0) {
-    scheduler.hold(*sequence);
-    state.held = sequence;
-  } else {  // it waits or was preempted: there is no KV to keep
-    state.held_tokens.assign(sequence->tokens().begin(), sequence->tokens().end());
-    scheduler.finish(*sequence);
-  }
 }
 
 void Engine::Impl::end_request(RequestState& request) {

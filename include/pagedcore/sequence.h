@@ -33,6 +33,8 @@ class PAGEDCORE_API Sequence {
   std::int32_t num_prompt_tokens() const { return num_prompt_tokens_; }
   std::int32_t num_computed() const { return num_computed_; }  // tokens whose KV the cache holds
   std::span<const BlockId> table() const { return table_.blocks(); }
+  // After a preemption it still waits for a sibling to compute blocks that both share.
+  bool is_rebuilding() const { return waits_for_ != nullptr; }
   const SequenceGroup& group() const { return *group_; }
 
   // The caller's own; never read here. A decode step touches this cache line only.

@@ -274,4 +274,5 @@ int main(int argc, char** argv) {
   }
   test_failed_steps_change_nothing();
   for (int seed = 0; seed < num_seeds; ++seed) test_random_operations(seed, 400);
+  test_random_operations(613, 400);  // ends a held sequence that is being rebuilt
 }
