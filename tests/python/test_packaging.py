@@ -68,7 +68,8 @@ def test_the_package_is_small_and_brings_no_torch():
     packed = sum(len(zlib.compress(p.read_bytes())) for p in code)
     assert packed < 5e6, f"the wheel without its model would take {packed} bytes"
     names = {p.relative_to(PACKAGE).as_posix() for p in files}
-    assert {"lib/libpagedcore.so", "include/pagedcore/engine.h", "py.typed", "_core.pyi"} <= names
+    stubs = "_core/__init__.pyi"
+    assert {"lib/libpagedcore.so", "include/pagedcore/engine.h", "py.typed", stubs} <= names
     out = run(
         sys.executable,
         "-c",
