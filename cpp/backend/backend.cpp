@@ -69,7 +69,10 @@ void check_weight(const LinearParams& params, const LinearWeight& weight) {
       "linear: weights of one op must have one dtype and layout, got ", dtype_name(weight.dtype),
       " beside ", dtype_name(params.weights[0].dtype));
   if (weight.bias != nullptr) require_float("linear", "bias", weight.bias_dtype);
-  if (is_float(weight.dtype)) return;
+  if (is_float(weight.dtype)) {
+    PAGEDCORE_REQUIRE(params.x_order == nullptr, "linear: x_order is for quantised weights only");
+    return;
+  }
   PAGEDCORE_REQUIRE(weight.dtype == DType::kInt8 || weight.dtype == DType::kInt4,
                     "linear: weight dtype must be float32, float16, bfloat16, int8 or int4, got ",
                     dtype_name(weight.dtype));

@@ -1,7 +1,6 @@
 #include <pybind11/native_enum.h>
 #include <pybind11/numpy.h>
 
-#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -83,15 +82,15 @@ py::tuple quantize(const py::object& weight, const std::string& dtype, std::int6
   array.require_shape({-1, -1});
   TensorView view{array.data(), array.dtype(), 2, {array.shape()[0], array.shape()[1]}};
   const DType target = dtype_from_name(dtype);
-  QuantizedWeight result;
-  {
-    const py::gil_scoped_release no_gil;
-    result = quantize_weight(view, target, group_size, num_threads);
-  }
+  PAGEDCORE_REQUIRE(group_size > 0, "group_size must be positive, got ", group_size);
   py::array_t<std::int8_t> data({view.shape[0], view.shape[1] * dtype_bits(target) / 8});
   py::array_t<float> scales({view.shape[1] / group_size, view.shape[0]});
-  std::memcpy(data.mutable_data(), result.data.data(), result.data.size());
-  std::memcpy(scales.mutable_data(), result.scales.data(), result.scales.size() * sizeof(float));
+  auto* const bytes = reinterpret_cast<std::uint8_t*>(data.mutable_data());
+  float* const factors = scales.mutable_data();
+  {
+    const py::gil_scoped_release no_gil;
+    quantize_weight(view, {target, group_size, false, num_threads}, bytes, factors);
+  }
   return py::make_tuple(data, scales);
 }
 

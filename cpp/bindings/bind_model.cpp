@@ -1,7 +1,12 @@
+#include <pybind11/functional.h>
 #include <pybind11/native_enum.h>
 #include <pybind11/numpy.h>
 
+#include <functional>
+#include <map>
 #include <memory>
+#include <optional>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -10,6 +15,7 @@
 #include "pagedcore/decoder.h"
 #include "pagedcore/error.h"
 #include "pagedcore/model_config.h"
+#include "pagedcore/quantize_weights.h"
 #include "pagedcore/tensor.h"
 
 namespace pagedcore::bindings {
@@ -42,6 +48,31 @@ Weights make_weights(const std::map<std::string, PyTensor>& tensors) {
     owners->push_back(owner);
   }
   return weights;
+}
+
+// Each tensor's (dtype, shape).
+std::map<std::string, std::tuple<std::string, std::vector<std::int64_t>>> describe(
+    const Weights& weights) {
+  std::map<std::string, std::tuple<std::string, std::vector<std::int64_t>>> result;
+  for (const auto& [name, view] : weights.tensors) {
+    const std::vector<std::int64_t> shape(view.shape.begin(), view.shape.begin() + view.rank);
+    result.emplace(name, std::tuple(std::string(dtype_name(view.dtype)), shape));
+  }
+  return result;
+}
+
+Weights quantize(
+    const ModelConfig& config, const Weights& weights, const std::string& dtype,
+    std::int64_t group_size, int num_threads,
+    const std::optional<std::function<void(std::string, std::int64_t, std::int64_t)>>& progress) {
+  const WeightQuantization quantization{dtype_from_name(dtype), group_size, num_threads};
+  const py::gil_scoped_release no_gil;
+  if (!progress) return quantize_weights(config, weights, quantization);
+  return quantize_weights(config, weights, quantization,
+                          [&](std::string_view tensor, std::int64_t done, std::int64_t total) {
+                            const py::gil_scoped_acquire gil;
+                            (*progress)(std::string(tensor), done, total);
+                          });
 }
 
 KvCacheView cache_view(const py::array& array, const std::string& dtype) {
@@ -202,7 +233,17 @@ void bind_model(py::module_& m) {
 
   py::class_<Weights>(m, "Weights")
       .def(py::init(&make_weights), py::arg("tensors"))
-      .def("__len__", [](const Weights& weights) { return weights.tensors.size(); });
+      .def("__len__", [](const Weights& weights) { return weights.tensors.size(); })
+      .def("describe", &describe);
+  m.def("quantize_weights", &quantize, py::arg("config"), py::arg("weights"), py::arg("dtype"),
+        py::arg("group_size") = 32, py::arg("num_threads") = 0, py::arg("progress") = py::none());
+  m.def(
+      "plan_quantized_weights",
+      [](const ModelConfig& config, const Weights& weights, const std::string& dtype,
+         std::int64_t group_size) {
+        return plan_quantized_weights(config, weights, {dtype_from_name(dtype), group_size});
+      },
+      py::arg("config"), py::arg("weights"), py::arg("dtype"), py::arg("group_size") = 32);
 
   py::class_<Decoder>(m, "Decoder")
       .def(py::init([](const ModelConfig& config, const Weights& weights, Backend& backend,

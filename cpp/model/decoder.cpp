@@ -32,9 +32,13 @@ DecoderLimits checked_limits(const ModelConfig& config, DecoderLimits limits) {
   return limits;
 }
 
-ModelWeights bind_checked(const ModelConfig& config, const Weights& weights) {
+ModelWeights bind_checked(const ModelConfig& config, const Weights& weights,
+                          const Backend& backend) {
   config.validate();
-  return bind_weights(config, weights);
+  ModelWeights model = bind_weights(config, weights);
+  PAGEDCORE_REQUIRE(backend.is_host() || !model.is_quantized,
+                    "quantised weights run on the CPU only, got ", backend.description());
+  return model;
 }
 
 std::int64_t rope_table_bytes(const ModelConfig& config, const DecoderLimits& limits) {
@@ -84,7 +88,7 @@ Decoder::Impl::Impl(const ModelConfig& model_config, Weights checkpoint, Backend
       limits(checked_limits(model_config, step_limits)),
       backend(model_backend),
       weights(std::move(checkpoint)),
-      model(bind_checked(config, weights)),
+      model(bind_checked(config, weights, backend)),
       layout(lay_out_workspace(config, model, backend, limits)),
       workspace(backend, layout.bytes) {
   if (!backend.is_host()) {
@@ -142,6 +146,7 @@ void Decoder::Impl::finish_residual(const NormWeights& norm_weights, std::int64_
 void Decoder::Impl::linear(const Matrices& matrices, LinearParams params) {
   params.in_features = matrices.in_features;
   params.x_stride = matrices.in_features;
+  params.x_order = matrices.x_order;
   params.weights = matrices.weights;
   params.num_weights = matrices.num_weights;
   for (int i = 0; i < matrices.num_weights; ++i)
@@ -301,7 +306,7 @@ const DecoderLimits& Decoder::limits() const { return impl_->limits; }
 
 std::int64_t Decoder::workspace_bytes(const ModelConfig& config, const Weights& weights,
                                       const Backend& backend, const DecoderLimits& limits) {
-  const ModelWeights model = bind_checked(config, weights);
+  const ModelWeights model = bind_checked(config, weights, backend);
   const DecoderLimits checked = checked_limits(config, limits);
   return lay_out_workspace(config, model, backend, checked).bytes +
          rope_table_bytes(config, checked) +
@@ -309,7 +314,8 @@ std::int64_t Decoder::workspace_bytes(const ModelConfig& config, const Weights& 
 }
 
 DType Decoder::weight_dtype(const ModelConfig& config, const Weights& weights) {
-  return bind_checked(config, weights).dtype;
+  config.validate();
+  return bind_weights(config, weights).dtype;
 }
 
 }  // namespace pagedcore

@@ -22,8 +22,19 @@ std::string shape_text(std::span<const std::int64_t> shape) {
   return text + ']';
 }
 
-bool is_weight_dtype(DType dtype) {
-  return dtype == DType::kFloat32 || dtype == DType::kFloat16 || dtype == DType::kBFloat16;
+using DTypes = std::initializer_list<DType>;
+constexpr DTypes kFloats = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
+
+std::string names_of(DTypes dtypes) {
+  std::string text;
+  for (const DType* dtype = dtypes.begin(); dtype != dtypes.end(); ++dtype) {
+    const bool is_last = dtype + 1 == dtypes.end();
+    text += (dtype == dtypes.begin() ? ""
+             : is_last               ? " or "
+                                     : ", ") +
+            std::string(dtype_name(*dtype));
+  }
+  return text;
 }
 
 class Binder {
@@ -40,13 +51,17 @@ class Binder {
   };
 
   std::string find_prefix() const;
-  const TensorView& find(const std::string& name, Shape shape);
+  const TensorView& find(const std::string& name, Shape shape, DTypes allowed = kFloats);
   NormWeights norm(const std::string& name, std::int64_t width, bool has_bias);
   Matrices matrices(std::initializer_list<Part> parts, std::int64_t in_features, bool has_bias);
+  LinearWeight float_matrix(const std::string& name, const Part& part, std::int64_t in_features);
+  bool is_quantized(const std::string& name) const;
+  LinearWeight quantized_matrix(const std::string& name, std::int64_t out_features, Matrices& op);
   Matrices qkv(const std::string& layer);
   LayerWeights layer(std::int64_t index);
   Matrices lm_head();
-  // All of the layers' matrices share one dtype, so that one kind of activation feeds them.
+  // All of the layers' matrices that are not quantised share one dtype, so that one kind of
+  // activation feeds them.
   void require_model_dtype(const std::string& name, DType dtype);
 
   const ModelConfig& config_;
@@ -66,7 +81,7 @@ std::string Binder::find_prefix() const {
   return std::string(names_.prefixes[0]);
 }
 
-const TensorView& Binder::find(const std::string& name, Shape shape) {
+const TensorView& Binder::find(const std::string& name, Shape shape, DTypes allowed) {
   const std::span<const std::int64_t> expected(shape.begin(), shape.size());
   const auto found = tensors_.find(name);
   PAGEDCORE_REQUIRE(found != tensors_.end(), "tensor '", name, "' is missing; ",
@@ -75,8 +90,8 @@ const TensorView& Binder::find(const std::string& name, Shape shape) {
   const std::span<const std::int64_t> got(view.shape.data(), view.rank);
   PAGEDCORE_REQUIRE(std::ranges::equal(got, expected), "tensor '", name, "' must have shape ",
                     shape_text(expected), ", got ", shape_text(got));
-  PAGEDCORE_REQUIRE(is_weight_dtype(view.dtype), "tensor '", name,
-                    "' must be float32, float16 or bfloat16, got ", dtype_name(view.dtype));
+  PAGEDCORE_REQUIRE(std::ranges::find(allowed, view.dtype) != allowed.end(), "tensor '", name,
+                    "' must be ", names_of(allowed), ", got ", dtype_name(view.dtype));
   result_.used.push_back(name);
   return view;
 }
@@ -107,21 +122,72 @@ void Binder::require_model_dtype(const std::string& name, DType dtype) {
                     dtype_name(dtype));
 }
 
+LinearWeight Binder::float_matrix(const std::string& name, const Part& part,
+                                  std::int64_t in_features) {
+  const bool transposed = names_.layout == WeightLayout::kInOut;
+  const TensorView& view = transposed ? find(name, {in_features, part.out_features})
+                                      : find(name, {part.out_features, in_features});
+  require_model_dtype(name, view.dtype);
+  LinearWeight weight;
+  weight.data = view.data;
+  weight.dtype = view.dtype;
+  weight.layout = names_.layout;
+  weight.out_features = part.out_features;
+  return weight;
+}
+
+bool Binder::is_quantized(const std::string& name) const {
+  return tensors_.contains(name + ".scales");
+}
+
+LinearWeight Binder::quantized_matrix(const std::string& name, std::int64_t out_features,
+                                      Matrices& op) {
+  LinearWeight weight;
+  weight.out_features = out_features;
+  const TensorView& data = find(name, {out_features, op.in_features}, {DType::kInt8, DType::kInt4});
+  weight.data = data.data;
+  weight.dtype = data.dtype;
+  const std::int64_t num_groups = std::max<std::int64_t>(tensors_.at(name + ".scales").shape[0], 1);
+  const TensorView& scales = find(name + ".scales", {num_groups, out_features}, {DType::kFloat32});
+  weight.scales = static_cast<const float*>(scales.data);
+  weight.group_size = op.in_features / num_groups;
+  if (tensors_.contains(name + ".zero_points")) {
+    const TensorView& zeros =
+        find(name + ".zero_points", {num_groups, out_features}, {DType::kInt8});
+    weight.zero_points = static_cast<const std::int8_t*>(zeros.data);
+  }
+  const std::int32_t* x_order = nullptr;
+  if (tensors_.contains(name + ".x_order")) {
+    const TensorView& order = find(name + ".x_order", {op.in_features}, {DType::kInt32});
+    x_order = static_cast<const std::int32_t*>(order.data);
+  }
+  const LinearWeight& first = op.num_weights > 0 ? op.weights[0] : weight;
+  PAGEDCORE_REQUIRE(weight.group_size == first.group_size, "tensor '", name,
+                    "' must have groups of ", first.group_size,
+                    " like those that read the same inputs, got ", weight.group_size);
+  if (op.num_weights == 0) op.x_order = x_order;
+  const bool same_order =
+      op.x_order == x_order || (op.x_order != nullptr && x_order != nullptr &&
+                                std::equal(x_order, x_order + op.in_features, op.x_order));
+  PAGEDCORE_REQUIRE(same_order, "tensor '", name,
+                    ".x_order' must be that of the matrices that read the same inputs");
+  result_.is_quantized = true;
+  return weight;
+}
+
 Matrices Binder::matrices(std::initializer_list<Part> parts, std::int64_t in_features,
                           bool has_bias) {
   Matrices result;
   result.in_features = in_features;
   for (const Part& part : parts) {
     const std::string name = part.name + ".weight";
-    const bool transposed = names_.layout == WeightLayout::kInOut;
-    const TensorView& view = transposed ? find(name, {in_features, part.out_features})
-                                        : find(name, {part.out_features, in_features});
-    require_model_dtype(name, view.dtype);
-    LinearWeight& weight = result.weights[result.num_weights++];
-    weight.data = view.data;
-    weight.dtype = view.dtype;
-    weight.layout = names_.layout;
-    weight.out_features = part.out_features;
+    LinearWeight weight = is_quantized(name) ? quantized_matrix(name, part.out_features, result)
+                                             : float_matrix(name, part, in_features);
+    PAGEDCORE_REQUIRE(result.num_weights == 0 || weight.dtype == result.weights[0].dtype,
+                      "tensor '", name, "' must be ", dtype_name(result.weights[0].dtype),
+                      " like those that read the same inputs, got ", dtype_name(weight.dtype));
+    result.weights[result.num_weights++] = weight;
+    result_.matrices.push_back(name);
   }
   if (!has_bias) return result;
   LinearWeight* weight = result.weights.data();
@@ -172,18 +238,23 @@ LayerWeights Binder::layer(std::int64_t index) {
   return weights;
 }
 
-// Its dtype is free: that of the embedding where the two are one.
+// Its dtype is free: that of the embedding where the two are one, unless it was quantised.
 Matrices Binder::lm_head() {
-  const TensorView& view =
-      config_.tied_embeddings
-          ? result_.token_embedding
-          : find("lm_head.weight", {config_.vocab_size, config_.embedding_size});
+  const std::string name = "lm_head.weight";
   Matrices result;
   result.in_features = config_.embedding_size;
+  if (is_quantized(name)) {
+    result.weights[0] = quantized_matrix(name, config_.vocab_size, result);
+  } else {
+    const TensorView& view = config_.tied_embeddings
+                                 ? result_.token_embedding
+                                 : find(name, {config_.vocab_size, config_.embedding_size});
+    result.weights[0].data = view.data;
+    result.weights[0].dtype = view.dtype;
+    result.weights[0].out_features = config_.vocab_size;
+  }
   result.num_weights = 1;
-  result.weights[0].data = view.data;
-  result.weights[0].dtype = view.dtype;
-  result.weights[0].out_features = config_.vocab_size;
+  result_.matrices.push_back(name);
   return result;
 }
 
@@ -210,6 +281,7 @@ ModelWeights Binder::bind() {
         norm(name(names_.final_norm), config_.hidden_size, config_.norm == NormKind::kLayer);
   }
   result_.lm_head = lm_head();
+  if (first_matrix_.empty()) result_.dtype = result_.token_embedding.dtype;
   return std::move(result_);
 }
 

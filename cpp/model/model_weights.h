@@ -16,6 +16,7 @@ struct Matrices {
   std::array<LinearWeight, 3> weights;
   int num_weights = 0;  // 0: the model has none here
   std::int64_t in_features = 0;
+  const std::int32_t* x_order = nullptr;  // [in_features]; as in LinearParams
 };
 
 struct NormWeights {
@@ -45,8 +46,12 @@ struct ModelWeights {
   Matrices lm_head;
   std::vector<LayerWeights> layers;
 
-  DType dtype = DType::kFloat32;  // of every matrix but the embeddings' and lm_head's
-  std::vector<std::string> used;  // names of all tensors above, those of one op in a row
+  // Of every matrix but the embeddings', lm_head's and quantised ones; where all of these are
+  // quantised, of the token embedding. The KV cache and what flows between ops follow it.
+  DType dtype = DType::kFloat32;
+  std::vector<std::string> used;      // names of all tensors above, those of one op in a row
+  std::vector<std::string> matrices;  // of these, what linear reads: the layers', lm_head's, ...
+  bool is_quantized = false;          // some matrix is
 };
 
 // Finds and checks every tensor that `config` calls for. Throws InvalidArgument naming the tensor,

@@ -45,7 +45,8 @@ class PAGEDCORE_API Decoder {
   // copied to the device. Throws what the constructor throws.
   static std::int64_t workspace_bytes(const ModelConfig& config, const Weights& weights,
                                       const Backend& backend, const DecoderLimits& limits);
-  // The one dtype of the layers' matrices. Throws what the constructor throws.
+  // The one dtype of the layers' matrices; of the token embedding where these are quantised.
+  // Throws what the constructor throws.
   static DType weight_dtype(const ModelConfig& config, const Weights& weights);
 
  private:

@@ -35,8 +35,9 @@ struct PAGEDCORE_API EngineConfig {
 
 // Exact bytes, known before anything is allocated.
 struct MemoryPlan {
-  std::int64_t weights_bytes = 0;  // of the checkpoint: mapped, not allocated, on a host backend
-  std::int64_t block_bytes = 0;    // one block over all layers
+  // Of all tensors where they lie, mapped or quantised: not allocated on a host backend.
+  std::int64_t weights_bytes = 0;
+  std::int64_t block_bytes = 0;  // one block over all layers
   std::int64_t num_blocks = 0;
   std::int64_t kv_cache_bytes = 0;   // block_bytes * num_blocks
   std::int64_t workspace_bytes = 0;  // of forward pass and sampling, from the backend

@@ -83,6 +83,8 @@ struct LinearParams {
   const void* x = nullptr;  // [num_rows, in_features], rows x_stride apart
   DType x_dtype = DType::kFloat32;
   std::int64_t x_stride = 0;
+  // [in_features]: input i of quantised weights is x[x_order[i]]; null: x[i].
+  const std::int32_t* x_order = nullptr;
   int num_weights = 1;
   std::array<LinearWeight, 3> weights = {};
   LinearEpilogue epilogue = LinearEpilogue::kStore;

@@ -1,23 +1,24 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "pagedcore/export.h"
 #include "pagedcore/tensor.h"
 
 namespace pagedcore {
 
-// A weight matrix in the form that LinearWeight describes: symmetric, without zero points.
-struct QuantizedWeight {
-  std::vector<std::uint8_t> data;  // kInt8: [out, in] signed bytes; kInt4: [out, in / 2]
-  std::vector<float> scales;       // [in / group_size, out]
+struct WeightRounding {
+  DType dtype = DType::kInt8;    // kInt8 or kInt4
+  std::int64_t group_size = 32;  // a power of two from 32 to 1024 that divides the inputs
+  bool transposed = false;       // the matrix is [in, out], not [out, in]
+  int num_threads = 0;           // 0: as many as this process may use
 };
 
-// Rounds a float32, float16 or bfloat16 matrix [out, in] to kInt8 or kInt4, each group of
-// group_size inputs by its largest number: that becomes 127, or -8 for kInt4, which has no 8.
-// Throws InvalidArgument unless group_size is a power of two from 32 to 1024 that divides `in`.
-PAGEDCORE_API QuantizedWeight quantize_weight(const TensorView& weight, DType dtype,
-                                              std::int64_t group_size, int num_threads = 0);
+// Rounds a float32, float16 or bfloat16 matrix as LinearWeight describes, without zero points: each
+// group of inputs by its largest number, which becomes 127, or -8 for kInt4, which has no 8.
+// `data` takes kInt8 [out, in] or kInt4 [out, in / 2]; `scales` takes [in / group_size, out].
+// Throws InvalidArgument.
+PAGEDCORE_API void quantize_weight(const TensorView& weight, const WeightRounding& rounding,
+                                   std::uint8_t* data, float* scales);
 
 }  // namespace pagedcore

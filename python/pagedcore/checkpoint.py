@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pagedcore._core import InvalidArgument
+from pagedcore.quantized_checkpoint import QUANTIZED_PARTS, repack
 from pagedcore.safetensors_file import read_safetensors
 from pagedcore.tensors import USABLE_DTYPES, Tensor, check_dtype, convert, dtype_of, from_array
 
@@ -37,6 +39,15 @@ class Checkpoint:
     generation_config: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
 
+    @property
+    def num_weights(self) -> int:
+        """Numbers in the tensors; what goes with quantised ones is not counted."""
+        return sum(
+            math.prod(tensor.shape)
+            for name, tensor in self.tensors.items()
+            if not name.endswith(QUANTIZED_PARTS)
+        )
+
 
 def load_checkpoint(model: str | os.PathLike[str], dtype: str = "auto") -> Checkpoint:
     """Reads a checkpoint; weights of the right dtype stay in their mapped files.
@@ -54,10 +65,11 @@ def load_checkpoint(model: str | os.PathLike[str], dtype: str = "auto") -> Check
     folder = resolve_model(model)
     config = read_json(folder / "config.json")
     generation = folder / "generation_config.json"
-    tensors = {name: convert(tensor, dtype, name) for name, tensor in _read_weights(folder).items()}
+    tensors, quantized = repack(config, _read_weights(folder), folder)
+    tensors = {name: convert(tensor, dtype, name) for name, tensor in tensors.items()}
     return Checkpoint(
         config=config,
-        tensors=tensors,
+        tensors=tensors | quantized,
         generation_config=read_json(generation) if generation.is_file() else {},
         folder=folder,
     )
@@ -78,10 +90,9 @@ def checkpoint_from_tensors(
     """
     check_dtype(dtype)
     usable = {name: from_array(array, name) for name, array in tensors.items()}
-    return Checkpoint(
-        config=dict(config),
-        tensors={name: convert(tensor, dtype, name) for name, tensor in usable.items()},
-    )
+    usable, quantized = repack(config, usable)
+    converted = {name: convert(tensor, dtype, name) for name, tensor in usable.items()}
+    return Checkpoint(config=dict(config), tensors=converted | quantized)
 
 
 def resolve_model(model: str | os.PathLike[str]) -> Path:

@@ -55,9 +55,6 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     result = ModelConfig()
     result.architecture = _architecture(config)
     keys = _Keys(config, result.architecture)
-    if keys.get("quantization_config"):
-        method = keys.inside("quantization_config").get("quant_method")
-        keys.fail(f"quantization_config must be absent (weights of 16 or 32 bits), got {method!r}")
     _READERS[result.architecture](keys, result)
     result.validate()
     return result

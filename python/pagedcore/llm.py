@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from pagedcore.interrupts import interrupts_deferred
 from pagedcore.live_request import Batch, LiveRequest
 from pagedcore.outputs import RequestOutput
 from pagedcore.prompts import Prompt, as_params_list, as_prompt_list, check_tokens
+from pagedcore.quantization import check_quantization, make_weights
 from pagedcore.sampling_params import SamplingParams, suggested_params
 from pagedcore.text import Tokenizer, eos_token_ids
 
@@ -34,6 +34,11 @@ class LLM:
     Args:
         model: A folder with config.json, safetensors and tokenizer.json, or a Hugging Face hub id.
         dtype: "auto" (the checkpoint's own, nothing is copied), "float32", "float16", "bfloat16".
+        quantization: "int8" or "int4" rounds the matrices of the layers when they are loaded, and
+            lm_head to int8; the rounded weights are held in memory, on the CPU only. Checkpoints of
+            GPTQ and AWQ need no option.
+        quantization_group_size: Inputs that share a scale: a power of two from 32 to 1024; None:
+            32. Larger ones take less memory and round more.
         device: "cpu", "cuda", "cuda:1" or "auto": CUDA where build and machine have it, else CPU.
         num_threads: Of the CPU backend; None: as many as this process may use.
         block_size: Tokens in a block of the KV cache; a power of two from 1 to 256.
@@ -55,7 +60,8 @@ class LLM:
         default_sampling_params: What the checkpoint's generation_config.json suggests; used where
             a call gives none.
         num_weights: Numbers in the checkpoint's tensors.
-        weight_bytes: Bytes that they take.
+        weight_bytes: Bytes that they take, quantised where they are.
+        tensors: Name to (dtype, shape) of the weights as the engine holds them.
         tokenizer: None for a model without tokenizer.json, which takes token ids only.
 
     Raises:
@@ -69,6 +75,8 @@ class LLM:
         model: str | os.PathLike[str],
         *,
         dtype: str = "auto",
+        quantization: str | None = None,
+        quantization_group_size: int | None = None,
         device: str = "auto",
         num_threads: int | None = None,
         block_size: int = 16,
@@ -100,8 +108,10 @@ class LLM:
             seed=seed,
         )
         backend = make_backend(device, num_threads, isa)
+        check_quantization(quantization, quantization_group_size, backend)
         checkpoint = load_checkpoint(model, dtype)
-        self._start(checkpoint, cast(Path, checkpoint.folder), backend, config)
+        rounding = (quantization, quantization_group_size, num_threads)
+        self._start(checkpoint, checkpoint.folder, backend, config, rounding)
 
     @classmethod
     def from_tensors(
@@ -111,6 +121,8 @@ class LLM:
         *,
         tokenizer: str | os.PathLike[str] | None = None,
         dtype: str = "auto",
+        quantization: str | None = None,
+        quantization_group_size: int | None = None,
         device: str = "auto",
         num_threads: int | None = None,
         isa: str | None = None,
@@ -123,16 +135,20 @@ class LLM:
             tensors: Name to numpy array or CPU torch tensor, named as in a checkpoint.
             tokenizer: Folder with tokenizer.json; None: the model takes token ids only.
             dtype: As for `LLM`; so are the further arguments and errors.
+            quantization: As for `LLM`.
+            quantization_group_size: As for `LLM`.
             device: As for `LLM`.
             num_threads: As for `LLM`.
             isa: As for `LLM`.
             options: The engine's options, as for `LLM`.
         """
         llm = cls.__new__(cls)
+        backend = make_backend(device, num_threads, isa)
+        check_quantization(quantization, quantization_group_size, backend)
         checkpoint = checkpoint_from_tensors(config, tensors, dtype)
         folder = None if tokenizer is None else Path(tokenizer)
-        backend = make_backend(device, num_threads, isa)
-        llm._start(checkpoint, folder, backend, engine_config(**options))
+        rounding = (quantization, quantization_group_size, num_threads)
+        llm._start(checkpoint, folder, backend, engine_config(**options), rounding)
         return llm
 
     def _start(
@@ -141,6 +157,7 @@ class LLM:
         folder: Path | None,
         backend: _core.Backend,
         config: _core.EngineConfig,
+        rounding: tuple[str | None, int | None, int | None],
     ) -> None:
         self.tokenizer = None if folder is None else Tokenizer.load(folder)
         self._name = str(folder) if folder else "the model"
@@ -153,8 +170,10 @@ class LLM:
             checkpoint.config, checkpoint.generation_config, self.tokenizer
         )
         model = model_config(checkpoint.config)
-        self.engine = _core.Engine(model, _core.Weights(checkpoint.tensors), backend, config)
-        self.num_weights = sum(math.prod(t.shape) for t in checkpoint.tensors.values())
+        weights = make_weights(model, checkpoint, *rounding)
+        self.engine = _core.Engine(model, weights, backend, config)
+        self.num_weights = checkpoint.num_weights
+        self.tensors = weights.describe()
         self.weight_bytes = self.engine.memory_plan.weights_bytes
         self.default_sampling_params = suggested_params(checkpoint.generation_config)
         self.lock = threading.RLock()

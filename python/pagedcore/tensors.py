@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ class Tensor(NamedTuple):
 
     Attributes:
         address: Of the first element.
-        dtype: "float32", "float16", "bfloat16", "int8", "int32" or "int64".
+        dtype: "float32", "float16", "bfloat16", "int8", "int32" or "int64"; "int4": two to a byte.
         shape: Elements in each dimension.
         owner: What the tensor lies in: a mapped file, a numpy array, a torch tensor.
     """
@@ -84,6 +85,20 @@ def convert(tensor: Tensor, dtype: str, name: str) -> Tensor:
                 f"tensor {name} holds {np.abs(wide).max():.4g}, more than float16 can; use bfloat16"
             )
     return Tensor(result.ctypes.data, dtype, tensor.shape, result)
+
+
+def release_pages(tensor: Tensor) -> None:
+    """Lets go of the pages of a tensor in a mapped file; a later reader fetches them again."""
+    base = getattr(tensor.owner, "base", None)
+    data = getattr(base, "obj", base)  # of the memoryview that numpy puts between
+    if not isinstance(data, mmap.mmap):
+        return
+    begin = tensor.address - tensor.owner.ctypes.data  # type: ignore[attr-defined]
+    end = begin + math.prod(tensor.shape) * np.dtype(storage_dtype(tensor.dtype)).itemsize
+    begin = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE  # the pages at the ends have other owners
+    end = end // mmap.PAGESIZE * mmap.PAGESIZE
+    if begin < end:
+        data.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
 
 def as_array(tensor: Tensor) -> np.ndarray[Any, np.dtype[Any]]:

@@ -2,11 +2,16 @@
 
 import numpy as np
 import pytest
-from support.tiny_models import collect, generate, make_engine, run, tiny_llama
+from support.tiny_models import collect, generate, make_engine, quantized, run, tiny_llama
 
 from pagedcore import _core
 
-MODEL = tiny_llama(seed=1)
+SIZES = {"hidden": 64, "inner": 96}  # that groups of 32 inputs divide
+MODELS = {
+    "float32": tiny_llama(seed=1),
+    "int8": quantized(tiny_llama(seed=1, **SIZES), "int8"),
+    "int4": quantized(tiny_llama(seed=1, **SIZES), "int4"),
+}
 VOCAB_SIZE = 97
 
 
@@ -50,14 +55,19 @@ def outputs_of(engine, kind):
     return [(outputs[i, 0].tokens, outputs[i, 0].logprobs) for i in ids]
 
 
+@pytest.fixture(scope="module", params=MODELS)
+def model(request):
+    return MODELS[request.param]
+
+
 @pytest.fixture(scope="module")
-def alone():
+def alone(model):
     """Outputs of each request in an engine of its own."""
     result = {}
     for kind in ("greedy", "seeded"):
         result[kind] = []
         for prompt, params in zip(PROMPTS, all_params(kind)):
-            engine = make_engine(MODEL, num_blocks=64)
+            engine = make_engine(model, num_blocks=64)
             request = engine.add_request(prompt, params)
             output = run(engine)[request, 0]
             result[kind].append((output.tokens, output.logprobs))
@@ -84,32 +94,32 @@ def test_outputs_vary_so_that_equality_says_something(alone):
     ],
     ids=str,
 )
-def test_a_batch_gives_what_each_request_gives_alone(alone, kind, config):
-    assert outputs_of(make_engine(MODEL, **config), kind) == alone[kind]
+def test_a_batch_gives_what_each_request_gives_alone(model, alone, kind, config):
+    assert outputs_of(make_engine(model, **config), kind) == alone[kind]
 
 
 @pytest.mark.parametrize("kind", ["greedy", "seeded"])
 @pytest.mark.parametrize("block_size", [1, 4, 16])
-def test_preemption_changes_nothing(alone, kind, block_size):
+def test_preemption_changes_nothing(model, alone, kind, block_size):
     load = sum(-(-(len(p) + 24) // block_size) for p in PROMPTS)
-    engine = make_engine(MODEL, num_blocks=load // 3, block_size=block_size)
+    engine = make_engine(model, num_blocks=load // 3, block_size=block_size)
     assert outputs_of(engine, kind) == alone[kind]
     assert engine.stats().num_recomputed_tokens > 0
     assert engine.stats().num_recomputed_tokens > 0
 
 
 @pytest.mark.parametrize("kind", ["greedy", "seeded"])
-def test_prefix_hits_change_nothing(alone, kind):
-    engine = make_engine(MODEL, num_blocks=600)
+def test_prefix_hits_change_nothing(model, alone, kind):
+    engine = make_engine(model, num_blocks=600)
     outputs_of(engine, kind)
     before = engine.stats().num_prefix_hit_tokens
     assert outputs_of(engine, kind) == alone[kind]
     assert engine.stats().num_prefix_hit_tokens - before > sum(map(len, PROMPTS)) // 2
 
 
-def test_requests_that_come_and_go_change_nothing(alone):
+def test_requests_that_come_and_go_change_nothing(model, alone):
     rng = np.random.default_rng(3)
-    engine = make_engine(MODEL, num_blocks=60, max_num_batched_tokens=40)
+    engine = make_engine(model, num_blocks=60, max_num_batched_tokens=40)
     params, outputs, ids, noise = all_params("seeded"), {}, [], []
     waiting = list(range(len(PROMPTS)))
     while waiting or engine.has_unfinished():
@@ -125,11 +135,11 @@ def test_requests_that_come_and_go_change_nothing(alone):
     assert got == alone["seeded"]
 
 
-def test_the_engine_seed_decides_where_a_request_brings_none():
+def test_the_engine_seed_decides_where_a_request_brings_none(model):
     params = _core.SamplingParams(temperature=1.0, max_tokens=16)
     runs = [
-        generate(make_engine(MODEL, num_blocks=64, seed=s), PROMPTS[:4], params) for s in (1, 1, 2)
+        generate(make_engine(model, num_blocks=64, seed=s), PROMPTS[:4], params) for s in (1, 1, 2)
     ]
     assert runs[0] == runs[1] != runs[2]
-    same_prompt = generate(make_engine(MODEL, num_blocks=64), [PROMPTS[0]] * 2, params)
+    same_prompt = generate(make_engine(model, num_blocks=64), [PROMPTS[0]] * 2, params)
     assert same_prompt[0] != same_prompt[1]

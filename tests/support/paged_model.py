@@ -34,7 +34,7 @@ class PagedModel:
         self.backend = _core.make_cpu_backend(num_threads, isa)
         self.decoder = _core.Decoder(
             self.config,
-            weights(tensors),
+            weights(tensors) if isinstance(tensors, dict) else tensors,
             self.backend,
             max_tokens=512,
             max_logit_rows=1024,

@@ -51,6 +51,12 @@ def tiny_llama(
     return config, _core.Weights(tensors)
 
 
+def quantized(model, dtype, group_size=32):
+    """The same model with its matrices rounded."""
+    config, weights = model
+    return config, _core.quantize_weights(config, weights, dtype, group_size)
+
+
 def make_engine(model=None, *, num_threads=1, isa="", **config):
     """An engine over a tiny model."""
     model_config, weights = model or tiny_llama()

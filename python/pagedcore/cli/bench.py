@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from dataclasses import dataclass, field
@@ -178,12 +179,25 @@ def limit_seconds(
     """
     model, plan = llm.engine.model_config, llm.engine.memory_plan
     head = model.vocab_size * model.hidden_size
-    element = llm.weight_bytes / max(1, llm.num_weights)
+    weight_bytes = step_weight_bytes(llm)
     body = llm.num_weights - head * (1 if model.tied_embeddings else 2)
-    peak = limits.f32_gflop_s if element > 2 else limits.bf16_gflop_s
+    bits = 8 * weight_bytes / (body + head)
+    # Products of signed bytes run at twice the rate of bfloat16.
+    peak = limits.f32_gflop_s if bits > 16 else limits.bf16_gflop_s * (2 if bits < 16 else 1)
     tokens, samples = np.array(run.step_tokens), np.array(run.step_samples)
     compute = 2 * (body * tokens + head * samples) / (peak * 1e9)
-    read = element * (body + head) / (limits.dram_gb_s * 1e9)
+    read = weight_bytes / (limits.dram_gb_s * 1e9)
     contexts = sum(output * (prompt + output / 2) for prompt, output in lengths)
     kv = contexts * plan.block_bytes / llm.engine.config.block_size / (limits.dram_gb_s * 1e9)
     return float(np.maximum(compute, read).sum() + kv)
+
+
+def step_weight_bytes(llm: LLM) -> int:
+    """Bytes of weights that a step reads: all but a token embedding that is not lm_head too."""
+    tensors = dict(llm.tensors)
+    if "lm_head.weight" in tensors:
+        for name in llm.tensors:
+            if name.endswith(("embed_tokens.weight", "wte.weight")):
+                del tensors[name]
+    bits = {"float32": 32, "int32": 32, "int8": 8, "int4": 4}
+    return sum(math.prod(shape) * bits.get(dtype, 16) // 8 for dtype, shape in tensors.values())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from pagedcore.cli.options import HelpFormatter, add_engine_options, engine_opti
 from pagedcore.config import model_config
 from pagedcore.engine_options import engine_config, make_backend
 from pagedcore.llm import SHIPPED_MODEL
+from pagedcore.quantization import check_quantization, plan_weights
 
 _EXAMPLES = """\
 examples:
@@ -73,18 +73,19 @@ def model_facts(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """The model, and the memory plan of an engine with these options."""
     options = engine_options(args)
     backend = make_backend(options.pop("device"), options.pop("num_threads"), options.pop("isa"))
+    rounding = (options.pop("quantization"), options.pop("quantization_group_size"))
+    check_quantization(*rounding, backend)
     checkpoint = load_checkpoint(args.model or SHIPPED_MODEL, options.pop("dtype"))
     config = model_config(checkpoint.config)
-    sizes = {name: math.prod(tensor.shape) for name, tensor in checkpoint.tensors.items()}
-    plan = _core.Engine.plan_memory(
-        config, _core.Weights(checkpoint.tensors), backend, engine_config(**options)
-    )
+    weights = plan_weights(config, checkpoint, *rounding)
+    plan = _core.Engine.plan_memory(config, weights, backend, engine_config(**options))
+    dtypes = {dtype for name, (dtype, _) in weights.describe().items() if name.endswith(".weight")}
     return {
         "model": {
             "folder": os.fspath(checkpoint.folder or ""),
             "architecture": config.architecture,
-            "parameters": sum(sizes.values()),
-            "dtype": ", ".join(sorted({t.dtype for t in checkpoint.tensors.values()})),
+            "parameters": checkpoint.num_weights,
+            "dtype": ", ".join(sorted(dtypes)),
             "layers": config.num_layers,
             "hidden_size": config.hidden_size,
             "heads": f"{config.num_heads} query, {config.num_kv_heads} KV, {config.head_dim} wide",

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 from pagedcore.llm import LLM, SHIPPED_MODEL
+from pagedcore.quantization import DEFAULT_GROUP_SIZE, QUANTIZATIONS
 from pagedcore.sampling_params import SamplingParams
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -57,6 +58,15 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         choices=["auto", "float32", "float16", "bfloat16"],
         help="of the weights; auto: as they are",
     )
+    group.add_argument(
+        "--quantization", choices=QUANTIZATIONS, help="round the weights to 8 or 4 bits"
+    )
+    group.add_argument(
+        "--quantization-group-size",
+        type=int,
+        metavar="N",
+        help=f"inputs that share a scale (default: {DEFAULT_GROUP_SIZE})",
+    )
     group.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or cuda:N")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
     group.add_argument(
@@ -96,6 +106,8 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of `LLM` that the options mean."""
     return {
         "dtype": args.dtype,
+        "quantization": args.quantization,
+        "quantization_group_size": args.quantization_group_size,
         "device": args.device,
         "num_threads": args.threads,
         "isa": args.isa,

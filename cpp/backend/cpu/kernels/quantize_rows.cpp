@@ -5,17 +5,36 @@
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 namespace {
 
+constexpr int kMaxGroupSize = 1024;
 constexpr int kGroupPart = 32;  // inputs rounded at a time; group sizes are its multiples
 
 // Adding this to a number below 2^22 leaves it, rounded to nearest even, in the last bits.
 constexpr float kRounder = 12582912.0f;
 
+// Inputs in the order of the weights: of any dtype where they lie so, else copied.
+struct Inputs {
+  DType dtype;
+  const void* x;
+  std::int64_t at;
+
+  Vec load(std::int64_t i) const { return load_any(dtype, x, at + i); }
+};
+
+Inputs group_inputs(const LinearParams& p, std::int64_t row, std::int64_t first, float* copy) {
+  const std::int64_t at = row * p.x_stride;
+  if (p.x_order == nullptr) return {p.x_dtype, p.x, at + first};
+  for (std::int64_t i = 0; i < p.weights[0].group_size; ++i) {
+    store_n(copy + i, load_any(p.x_dtype, p.x, at + p.x_order[first + i], 1), 1);
+  }
+  return {DType::kFloat32, copy, 0};
+}
+
 // Rounds kGroupPart inputs; returns their sum.
-std::int32_t round_part(const LinearParams& p, std::int64_t at, float inverse, bool even_first,
+std::int32_t round_part(const Inputs& x, std::int64_t at, float inverse, bool even_first,
                         std::int8_t* out) {
   float shifted[kGroupPart];
   for (int i = 0; i < kGroupPart; i += kLanes) {
-    store(shifted + i, fma(load_any(p.x_dtype, p.x, at + i), splat(inverse), splat(kRounder)));
+    store(shifted + i, fma(x.load(at + i), splat(inverse), splat(kRounder)));
   }
   std::int32_t sum = 0;
   for (int i = 0; i < kGroupPart; ++i) {
@@ -30,18 +49,18 @@ void quantize_row(const LinearParams& p, std::int64_t row, const QuantizedX& out
   const std::int64_t group_size = p.weights[0].group_size;
   const std::int64_t num_groups = p.in_features / group_size;
   const bool even_first = p.weights[0].dtype == DType::kInt4;
+  float copy[kMaxGroupSize];
   for (std::int64_t group = 0; group < num_groups; ++group) {
-    const std::int64_t at = row * p.x_stride + group * group_size;
+    const Inputs x = group_inputs(p, row, group * group_size, copy);
     Vec size = zero();
     for (std::int64_t i = 0; i < group_size; i += kLanes) {
-      const Vec x = load_any(p.x_dtype, p.x, at + i);
-      size = max(size, max(x, zero() - x));
+      size = max(size, max(x.load(i), zero() - x.load(i)));
     }
     const float most = max_lane(size);
     const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
     std::int32_t sum = 0;
     for (std::int64_t i = 0; i < group_size; i += kGroupPart) {
-      sum += round_part(p, at + i, inverse, even_first,
+      sum += round_part(x, i, inverse, even_first,
                         out.values + row * out.stride + group * group_size + i);
     }
     out.scales[row * num_groups + group] = most / 127.0f;
