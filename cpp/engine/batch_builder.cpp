@@ -81,6 +81,21 @@ std::int32_t BatchBuilder::add(const Span& span) {
   return first;
 }
 
+void BatchBuilder::advance(TokenId token) {
+  const std::int32_t i = num_seqs_++;
+  const std::int32_t position = ++positions_[i];
+  context_lens_[i] = position;
+  tokens_[i] = token;
+  if ((position & (block_size_ - 1)) != 0) {
+    ++slots_[i];
+  } else {
+    slots_[i] = slot_of(tables_.data() + table_rows_[i] * table_stride_, position);
+  }
+  ++num_tokens_;
+  max_query_len_ = std::max(max_query_len_, 1);
+  max_context_len_ = std::max(max_context_len_, position + 1);
+}
+
 ForwardBatch BatchBuilder::finish() {
   query_starts_[num_seqs_] = num_tokens_;
   ForwardBatch batch;

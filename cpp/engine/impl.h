@@ -19,6 +19,23 @@
 
 namespace pagedcore {
 
+// What a step needs of a sequence that goes on decoding as it did in the last step, side by side
+// with those of the others: such a step reads neither its state nor its request. Lane i stands for
+// span i of the last batch; where that is no lane, `sequence` is null.
+// Invariant: the span was token i of the batch, its only sample was `sample`, whose row changes in
+// its position only, and that sample is the sequence's last token.
+struct DecodeLane {
+  Sequence* sequence = nullptr;
+  SequenceState* state = nullptr;
+  std::uint64_t stop_filter = 0;  // bit t % 64 of each stop token t
+  std::int32_t sample = 0;
+  std::int32_t last_position = 0;  // where a token is the request's last, whichever it is
+  bool is_plain = false;           // RequestState::is_plain()
+  std::int32_t index = 0;          // of its updates, as what follows
+  RequestId request_id = 0;
+  const RequestMetrics* metrics = nullptr;
+};
+
 // What is behind Engine. A step runs through the functions in the order in which they stand here.
 // Invariant: Sequence::user of every sequence of the scheduler is its SequenceState, and
 // SequenceState::sequence leads back.
@@ -65,12 +82,15 @@ struct Engine::Impl {
   void note_preemptions(const StepPlan& plan);
   void end_exceeding(const StepPlan& plan);
   void build(const StepPlan& plan);
-  void note_span(SequenceState& state, const Span& span);
-  void add_samples(SequenceState& state, std::int32_t logit_row);
+  bool repeat_lane(const Span& span);
+  void open_lane(SequenceState& state, const Span& span, std::int32_t sample);
+  void note_span(RequestState& request, const Span& span);
+  std::int32_t add_samples(SequenceState& state, std::int32_t logit_row);
   void move_blocks(const StepPlan& plan);
   void compute();
   void compute_prompt_logprobs(std::int32_t first_row);
   void take_tokens();
+  bool take_from_lane(const DecodeLane& lane);
   void measure_costs(const StepPlan& plan);
 
   // outputs.cpp: what a sampled token changes
@@ -114,6 +134,7 @@ struct Engine::Impl {
   struct Target {
     SequenceState* state;
     std::int32_t sample;  // the first one of its
+    std::int32_t lane;    // index of its plain lane, or -1
   };
   struct PromptRows {
     RequestState* request;
@@ -121,6 +142,7 @@ struct Engine::Impl {
     std::int32_t first_token;  // of the batch
     std::int32_t count;
   };
+  std::vector<DecodeLane> lanes;  // [spans of the last batch]
   std::vector<Target> targets;
   std::vector<PromptRows> prompt_rows;
   ForwardBatch staged;

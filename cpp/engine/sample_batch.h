@@ -20,15 +20,22 @@ class SampleBatch {
   // Makes room for rows that report up to `num_top` tokens.
   void reserve_top(std::int32_t num_top);
 
-  void clear() { rows_.clear(); }
-  std::int32_t size() const { return static_cast<std::int32_t>(rows_.size()); }
+  void clear() { size_ = 0; }
+  std::int32_t size() const { return size_; }
   std::int64_t max_logprob_entries() const { return std::int64_t{size()} * (1 + max_top_); }
   // Adds a sample and gives its index. REQUIRES: size() < max_samples.
   std::int32_t add(const SampleRow& row) {
-    rows_.push_back(row);
-    return size() - 1;
+    rows_[size_] = row;
+    return size_++;
+  }
+  // Adds the sample that the last batch had at this place, one position further.
+  void advance(std::int32_t logit_row) {
+    SampleRow& row = rows_[size_++];
+    row.logit_row = logit_row;
+    ++row.position;
   }
   SampleRow& row(std::int32_t sample) { return rows_[sample]; }
+  std::int64_t position(std::int32_t sample) const { return rows_[sample].position; }
 
   // Samples all rows from logits [num_rows, vocab_size].
   void run(const float* logits, std::int32_t num_rows);
@@ -51,7 +58,8 @@ class SampleBatch {
   std::int32_t max_samples_;
   std::int32_t max_top_ = 0;
   const Buffer& workspace_;
-  std::vector<SampleRow> rows_;
+  std::int32_t size_ = 0;
+  std::vector<SampleRow> rows_;  // [max_samples]
   std::vector<TokenId> tokens_;
   std::vector<float> logprobs_;
   std::vector<std::int32_t> ranks_;

@@ -64,6 +64,7 @@ std::span<const SequenceUpdate> Engine::Impl::step() {
     compute();
     end = Clock::now();
   } catch (...) {
+    lanes.clear();
     scheduler.abandon();
     throw;
   }
@@ -128,23 +129,28 @@ void Engine::Impl::build(const StepPlan& plan) {
   targets.clear();
   prompt_rows.clear();
   for (const Span& span : plan.spans) {
+    if (repeat_lane(span)) continue;
     SequenceState& state = state_of(span);
+    RequestState& request = *state.request;
     const std::int32_t first_token = batch.add(span);
-    note_span(state, span);
-    const RequestState& request = *state.request;
+    note_span(request, span);
     if (request.wants_prompt_logprobs()) {
       const std::int32_t begin = std::max(span.context_len, request.num_prompt_logprobs_done);
       const std::int32_t end =
           std::min(span.context_len + span.query_len, request.num_prompt_tokens - 1);
       if (begin < end) {
         prompt_rows.push_back(
-            {state.request, begin, first_token + begin - span.context_len, end - begin});
+            {&request, begin, first_token + begin - span.context_len, end - begin});
       }
     }
-    if (!span.reaches_end) continue;
-    targets.push_back({&state, samples.size()});
-    add_samples(state, batch.add_logit_row(first_token + span.query_len - 1));
+    std::int32_t sample = -1;
+    if (span.reaches_end) {
+      sample = add_samples(state, batch.add_logit_row(first_token + span.query_len - 1));
+      targets.push_back({&state, sample, -1});
+    }
+    open_lane(state, span, sample);
   }
+  lanes.resize(batch.num_seqs());
   for (const PromptRows& rows : prompt_rows) {
     for (std::int32_t i = 0; i < rows.count; ++i) batch.add_logit_row(rows.first_token + i);
   }
@@ -152,33 +158,63 @@ void Engine::Impl::build(const StepPlan& plan) {
   counters.num_computed_tokens += plan.num_tokens;
 }
 
-void Engine::Impl::note_span(SequenceState& state, const Span& span) {
-  RequestState& request = *state.request;
+// Adds a span that goes on in the lane of the last step; false where it does not.
+bool Engine::Impl::repeat_lane(const Span& span) {
+  const auto i = static_cast<std::size_t>(batch.num_seqs());
+  if (!span.is_plain_decode || i >= lanes.size()) return false;
+  const DecodeLane& lane = lanes[i];
+  if (lane.sequence != span.sequence || lane.sample != samples.size()) return false;
+  targets.push_back({lane.state, lane.sample, lane.is_plain ? static_cast<std::int32_t>(i) : -1});
+  batch.advance(samples.token(lane.sample));
+  samples.advance(batch.add_logit_row(static_cast<std::int32_t>(i)));
+  return true;
+}
+
+// The span that was just added gets a lane for the steps to come where it may have one.
+void Engine::Impl::open_lane(SequenceState& state, const Span& span, std::int32_t sample) {
+  const RequestState& request = *state.request;
+  const auto i = static_cast<std::size_t>(batch.num_seqs()) - 1;
+  if (i >= lanes.size()) lanes.resize(i + 1);
+  DecodeLane& lane = lanes[i] = {};
+  // The first update may bring more than its token, and beams choose theirs among candidates.
+  const bool has_begun = request.metrics.first_token_us != 0 && !request.awaits_first_token();
+  if (sample < 0 || batch.num_tokens() != batch.num_seqs() || !has_begun ||
+      request.beams != nullptr || !request.has_fixed_row(state)) {
+    return;
+  }
+  lane.sequence = span.sequence;
+  lane.state = &state;
+  for (const TokenId token : request.stop_tokens) lane.stop_filter |= 1ull << (token & 63);
+  lane.sample = sample;
+  lane.last_position = request.max_total_tokens - 1;
+  lane.is_plain = request.is_plain();
+  lane.index = state.index;
+  lane.request_id = request.id;
+  lane.metrics = &request.metrics;
+}
+
+void Engine::Impl::note_span(RequestState& request, const Span& span) {
   if (!request.has_run) {
     request.has_run = true;
     request.metrics.queue_us =
         static_cast<std::int64_t>(microseconds_between(request.arrival, now));
     request.metrics.num_cached_tokens = span.context_len;
   }
-  const std::int32_t end = span.context_len + span.query_len;
-  if (span.context_len < state.num_seen_computed) {
-    request.metrics.num_recomputed_tokens +=
-        std::min(end, state.num_seen_computed) - span.context_len;
-  }
-  state.num_seen_computed = std::max(state.num_seen_computed, end);
+  request.metrics.num_recomputed_tokens += span.num_recomputed;
 }
 
-void Engine::Impl::add_samples(SequenceState& state, std::int32_t logit_row) {
+std::int32_t Engine::Impl::add_samples(SequenceState& state, std::int32_t logit_row) {
   const RequestState& request = *state.request;
   request.prepare_row(state);
   state.row.logit_row = logit_row;
   const std::int32_t sample = samples.add(state.row);
-  if (!request.awaits_first_token() || request.beams != nullptr) return;
+  if (!request.awaits_first_token() || request.beams != nullptr) return sample;
   // The first tokens of all siblings come from one row.
   for (std::int32_t i = 1; i < request.num_sequences; ++i) {
     samples.add(samples.row(sample));
     samples.row(sample + i).seed = request.seed_of(i);
   }
+  return sample;
 }
 
 void Engine::Impl::move_blocks(const StepPlan& plan) {
@@ -238,6 +274,7 @@ void Engine::Impl::compute_prompt_logprobs(std::int32_t first_row) {
 
 void Engine::Impl::take_tokens() {
   for (const Target& target : targets) {
+    if (target.lane >= 0 && take_from_lane(lanes[target.lane])) continue;
     RequestState& request = *target.state->request;
     if (request.beams != nullptr) {
       offer_candidates(*target.state, target.sample);
@@ -247,6 +284,21 @@ void Engine::Impl::take_tokens() {
       take_token(*target.state, target.sample);
     }
   }
+}
+
+// take_token() where nothing but the token is to be noted; false where it may end the sequence.
+bool Engine::Impl::take_from_lane(const DecodeLane& lane) {
+  const TokenId token = samples.token(lane.sample);
+  const bool may_stop = (lane.stop_filter >> (token & 63) & 1) != 0;
+  if (may_stop || samples.position(lane.sample) >= lane.last_position) return false;
+  scheduler.append_token(*lane.sequence, token);
+  ++counters.num_output_tokens;
+  SequenceUpdate& update = updates.emplace_back();
+  update.request_id = lane.request_id;
+  update.index = lane.index;
+  update.new_tokens = samples.tokens(lane.sample);
+  update.metrics = lane.metrics;
+  return true;
 }
 
 // What PreemptionMode::kAuto goes by: the speed of steps that are mostly prompt, and of the steps'

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpp/scheduler/running_list.h"
 #include "pagedcore/kv_manager.h"
 #include "pagedcore/scheduler.h"
 #include "pagedcore/sequence.h"
@@ -90,6 +91,7 @@ class SchedulerCore {
   bool try_run(SequenceGroup& group, std::int32_t headroom);
   bool try_run_partially(SequenceGroup& group);
   void start_running(SequenceGroup& group);
+  void plan_decode(Sequence& sequence);
   void plan_span(Sequence& sequence, std::int32_t num_tokens);
   // Blocks that an admission leaves for the running groups but `except`.
   std::int32_t headroom(const SequenceGroup* except) const;
@@ -125,7 +127,7 @@ class SchedulerCore {
   std::shared_ptr<KvManager> kv_;
   std::unordered_map<RequestId, std::unique_ptr<SequenceGroup>> groups_;
   std::unordered_map<SequenceId, Sequence*> sequences_;
-  std::vector<SequenceGroup*> running_;
+  RunningList running_;
   Queue resumed_;  // preempted and swapped groups: they run before anything that waits
   Queue waiting_;
   std::vector<SequenceGroup*> catching_up_;  // scratch of schedule_running()

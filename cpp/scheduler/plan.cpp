@@ -41,12 +41,10 @@ void SchedulerCore::commit() {
   plan_is_open_ = false;
   for (const Span& span : plan_.spans) {
     Sequence& sequence = *span.sequence;
-    const std::int32_t before = sequence.num_computed_;
     sequence.num_computed_ += span.query_len;
-    if (before < sequence.max_computed_) [[unlikely]] {
-      const std::int32_t again = std::min(sequence.num_computed_, sequence.max_computed_) - before;
-      sequence.group_->num_recomputed_tokens_ += again;
-      counters_.recomputed_tokens += again;
+    if (span.num_recomputed > 0) [[unlikely]] {
+      sequence.group_->num_recomputed_tokens_ += span.num_recomputed;
+      counters_.recomputed_tokens += span.num_recomputed;
     }
     sequence.max_computed_ = std::max(sequence.max_computed_, sequence.num_computed_);
     const bool may_fill_block =
@@ -60,11 +58,28 @@ void SchedulerCore::commit() {
   counters_.copied_blocks += std::ssize(plan_.copies);
 }
 
+// The one token that a sequence lacks.
+void SchedulerCore::plan_decode(Sequence& sequence) {
+  if (sequence.table_changed_ || sequence.num_computed_ < sequence.max_computed_) {
+    return plan_span(sequence, 1);
+  }
+  plan_.spans.push_back({.sequence = &sequence,
+                         .context_len = sequence.num_computed_,
+                         .query_len = 1,
+                         .first_changed_block = sequence.first_changed_block_,
+                         .reaches_end = true,
+                         .is_plain_decode = true});
+  --budget_;
+}
+
 void SchedulerCore::plan_span(Sequence& sequence, std::int32_t num_tokens) {
+  const std::int32_t num_again =
+      std::clamp(sequence.max_computed_ - sequence.num_computed_, 0, num_tokens);
   plan_.spans.push_back({.sequence = &sequence,
                          .context_len = sequence.num_computed_,
                          .query_len = num_tokens,
                          .first_changed_block = sequence.first_changed_block_,
+                         .num_recomputed = num_again,
                          .reaches_end = num_tokens == num_uncomputed(sequence)});
   if (std::exchange(sequence.table_changed_, false)) {
     sequence.first_changed_block_ = sequence.table_.num_blocks();
@@ -84,12 +99,12 @@ bool SchedulerCore::can_decode(const Sequence& sequence) {
 void SchedulerCore::schedule_running() {
   catching_up_.clear();
   for (std::size_t i = 0; i < running_.size();) {
-    SequenceGroup& group = *running_[i];
-    if (Sequence* sequence = group.only_; sequence != nullptr && can_decode(*sequence)) {
-      if (budget_ > 0) plan_span(*sequence, 1);
+    if (Sequence* sequence = running_.only(i); sequence != nullptr && can_decode(*sequence)) {
+      if (budget_ > 0) plan_decode(*sequence);
       ++i;
       continue;
     }
+    SequenceGroup& group = *running_[i];
     bool lacks_more = group.is_partial_;
     bool must_extend = false;
     std::int32_t num_tokens = 0;
@@ -106,7 +121,7 @@ void SchedulerCore::schedule_running() {
       catching_up_.push_back(&group);
     } else if (num_tokens <= budget_) {
       for (const auto& sequence : group.sequences_) {
-        if (num_uncomputed(*sequence) == 1) plan_span(*sequence, 1);
+        if (num_uncomputed(*sequence) == 1) plan_decode(*sequence);
       }
     }
   }
@@ -252,7 +267,7 @@ void SchedulerCore::start_running(SequenceGroup& group) {
   const auto comes_before = [](const SequenceGroup* a, const SequenceGroup* b) {
     return key(*a) < key(*b);
   };
-  running_.insert(std::ranges::upper_bound(running_, &group, comes_before), &group);
+  running_.insert(group, comes_before);
   for (const auto& sequence : group.sequences_) {
     sequence->tokens_.reserve(group.max_total_tokens_);
     sequence->table_.reserve_ids(group.max_total_tokens_);
