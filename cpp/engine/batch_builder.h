@@ -20,12 +20,12 @@ class BatchBuilder {
   void begin();
   // Gives the batch's index of the span's first token. REQUIRES: room for it.
   std::int32_t add(const Span& span);
-  // Adds the token that follows the one that the last batch had at this very place, of the same
-  // sequence, whose table has not changed since. REQUIRES: that one was alone in its span, and all
-  // spans before this one are of one token.
-  void advance(TokenId token);
+  // Adds the tokens that follow those of the last batch at these very places, of the same
+  // sequences, whose tables have not changed since, and asks for their logits. REQUIRES: the last
+  // batch had spans of one token up to there, and this one has so far.
+  void advance(std::span<const TokenId> tokens);
   std::int32_t num_seqs() const { return num_seqs_; }
-  std::int32_t num_tokens() const { return num_tokens_; }
+  std::int32_t num_logit_rows() const { return num_logit_rows_; }
   // Asks for the logits of a token of the batch; gives the index of its row.
   std::int32_t add_logit_row(std::int32_t token) {
     logit_rows_[num_logit_rows_] = token;

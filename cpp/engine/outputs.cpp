@@ -6,7 +6,7 @@
 namespace pagedcore {
 
 SequenceUpdate& Engine::Impl::new_update(RequestState& request) {
-  SequenceUpdate& update = updates.emplace_back();
+  SequenceUpdate& update = updates.add();
   update.request_id = request.id;
   update.metrics = &request.metrics;
   if (request.wants_prompt_logprobs() && !request.prompt_logprobs_reported) {

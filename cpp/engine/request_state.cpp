@@ -65,6 +65,13 @@ SequenceState& RequestState::fork_sequence(const SequenceState& parent, Sequence
   return state;
 }
 
+bool RequestState::decodes_plainly(const SequenceState& state) const {
+  // The first update may bring more than its token.
+  const bool has_begun = metrics.first_token_us != 0 && !awaits_first_token();
+  return has_begun && state.num_output() >= params.min_tokens && !uses_penalties() &&
+         !wants_logprobs && !updates_at_end;
+}
+
 void RequestState::prepare_row(SequenceState& state) const {
   state.row.position = state.sequence->num_tokens();
   state.row.seen = state.seen;

@@ -101,8 +101,6 @@ struct RequestState {
   std::int32_t num_beam_candidates() const;
   bool uses_penalties() const;
   bool is_stop_token(TokenId token) const;
-  // Whether nothing but the token and its logprobs is to be noted for each token from here on.
-  bool is_plain() const { return logprobs_per_token() == 0 && !updates_at_end && !wants_logprobs; }
 
   // A new sequence of the request; its row is that of a first token.
   SequenceState& add_sequence(Sequence& sequence);
@@ -110,10 +108,9 @@ struct RequestState {
   SequenceState& fork_sequence(const SequenceState& parent, Sequence& sequence);
   // Readies the row of a sequence for its next token.
   void prepare_row(SequenceState& state) const;
-  // Whether from now on only the position changes in the row of a sequence.
-  bool has_fixed_row(const SequenceState& state) const {
-    return state.num_output() >= params.min_tokens && !uses_penalties();
-  }
+  // Whether from now on only the position changes in the row of a sequence, and nothing but the
+  // token is to be noted for each step.
+  bool decodes_plainly(const SequenceState& state) const;
 };
 
 inline std::int32_t SequenceState::num_output() const {

@@ -28,11 +28,14 @@ class SampleBatch {
     rows_[size_] = row;
     return size_++;
   }
-  // Adds the sample that the last batch had at this place, one position further.
-  void advance(std::int32_t logit_row) {
-    SampleRow& row = rows_[size_++];
-    row.logit_row = logit_row;
-    ++row.position;
+  // Adds the `count` samples that the last batch had at these places, one position further, from
+  // as many logit rows.
+  void advance(std::int32_t count, std::int32_t first_logit_row) {
+    for (std::int32_t i = 0; i < count; ++i) {
+      SampleRow& row = rows_[size_++];
+      row.logit_row = first_logit_row + i;
+      ++row.position;
+    }
   }
   SampleRow& row(std::int32_t sample) { return rows_[sample]; }
   std::int64_t position(std::int32_t sample) const { return rows_[sample].position; }
@@ -41,7 +44,9 @@ class SampleBatch {
   void run(const float* logits, std::int32_t num_rows);
 
   TokenId token(std::int32_t sample) const { return tokens_[sample]; }
-  std::span<const TokenId> tokens(std::int32_t sample) const { return {&tokens_[sample], 1}; }
+  std::span<const TokenId> tokens(std::int32_t sample, std::int32_t count = 1) const {
+    return std::span(tokens_).subspan(sample, count);
+  }
   float logprob(std::int32_t sample) const { return logprobs_[sample]; }
   std::span<const TokenId> top_tokens(std::int32_t sample) const {
     return std::span(top_tokens_).subspan(std::int64_t{sample} * max_top_, rows_[sample].num_top);

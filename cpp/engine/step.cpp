@@ -78,7 +78,7 @@ std::span<const SequenceUpdate> Engine::Impl::step() {
       microseconds_between(now, begin) + microseconds_between(end, Clock::now());
   counters.total_device_us += counters.step_device_us;
   counters.total_host_us += counters.step_host_us;
-  return updates;
+  return updates.all();
 }
 
 void Engine::Impl::note_preemptions(const StepPlan& plan) {
@@ -128,29 +128,12 @@ void Engine::Impl::build(const StepPlan& plan) {
   samples.clear();
   targets.clear();
   prompt_rows.clear();
-  for (const Span& span : plan.spans) {
-    if (repeat_lane(span)) continue;
-    SequenceState& state = state_of(span);
-    RequestState& request = *state.request;
-    const std::int32_t first_token = batch.add(span);
-    note_span(request, span);
-    if (request.wants_prompt_logprobs()) {
-      const std::int32_t begin = std::max(span.context_len, request.num_prompt_logprobs_done);
-      const std::int32_t end =
-          std::min(span.context_len + span.query_len, request.num_prompt_tokens - 1);
-      if (begin < end) {
-        prompt_rows.push_back(
-            {&request, begin, first_token + begin - span.context_len, end - begin});
-      }
-    }
-    std::int32_t sample = -1;
-    if (span.reaches_end) {
-      sample = add_samples(state, batch.add_logit_row(first_token + span.query_len - 1));
-      targets.push_back({&state, sample, -1});
-    }
-    open_lane(state, span, sample);
+  for (std::size_t i = 0; i < plan.spans.size();) {
+    i += repeat_lanes(std::span(plan.spans).subspan(i));
+    if (i < plan.spans.size()) add_span(plan.spans[i++]);
   }
   lanes.resize(batch.num_seqs());
+  num_sampled_rows = batch.num_logit_rows();
   for (const PromptRows& rows : prompt_rows) {
     for (std::int32_t i = 0; i < rows.count; ++i) batch.add_logit_row(rows.first_token + i);
   }
@@ -158,39 +141,59 @@ void Engine::Impl::build(const StepPlan& plan) {
   counters.num_computed_tokens += plan.num_tokens;
 }
 
-// Adds a span that goes on in the lane of the last step; false where it does not.
-bool Engine::Impl::repeat_lane(const Span& span) {
-  const auto i = static_cast<std::size_t>(batch.num_seqs());
-  if (!span.is_plain_decode || i >= lanes.size()) return false;
-  const DecodeLane& lane = lanes[i];
-  if (lane.sequence != span.sequence || lane.sample != samples.size()) return false;
-  targets.push_back({lane.state, lane.sample, lane.is_plain ? static_cast<std::int32_t>(i) : -1});
-  batch.advance(samples.token(lane.sample));
-  samples.advance(batch.add_logit_row(static_cast<std::int32_t>(i)));
-  return true;
+// Adds as many of the spans, from the first one on, as go on in their lanes of the last step.
+std::size_t Engine::Impl::repeat_lanes(std::span<const Span> spans) {
+  const auto first_lane = static_cast<std::size_t>(batch.num_seqs());
+  const std::int32_t first_sample = samples.size();
+  const std::size_t limit =
+      std::min(spans.size(), lanes.size() - std::min(first_lane, lanes.size()));
+  std::size_t count = 0;
+  for (; count < limit && spans[count].is_plain_decode; ++count) {
+    const DecodeLane& lane = lanes[first_lane + count];
+    const bool goes_on = lane.sequence == spans[count].sequence &&
+                         lane.sample == first_sample + static_cast<std::int32_t>(count);
+    if (!goes_on) break;
+  }
+  const auto num_repeated = static_cast<std::int32_t>(count);
+  samples.advance(num_repeated, batch.num_logit_rows());
+  batch.advance(samples.tokens(first_sample, num_repeated));
+  return count;
 }
 
-// The span that was just added gets a lane for the steps to come where it may have one.
-void Engine::Impl::open_lane(SequenceState& state, const Span& span, std::int32_t sample) {
-  const RequestState& request = *state.request;
-  const auto i = static_cast<std::size_t>(batch.num_seqs()) - 1;
-  if (i >= lanes.size()) lanes.resize(i + 1);
-  DecodeLane& lane = lanes[i] = {};
-  // The first update may bring more than its token, and beams choose theirs among candidates.
-  const bool has_begun = request.metrics.first_token_us != 0 && !request.awaits_first_token();
-  if (sample < 0 || batch.num_tokens() != batch.num_seqs() || !has_begun ||
-      request.beams != nullptr || !request.has_fixed_row(state)) {
-    return;
+void Engine::Impl::add_span(const Span& span) {
+  SequenceState& state = state_of(span);
+  RequestState& request = *state.request;
+  const std::int32_t first_token = batch.add(span);
+  note_span(request, span);
+  if (request.wants_prompt_logprobs()) {
+    const std::int32_t begin = std::max(span.context_len, request.num_prompt_logprobs_done);
+    const std::int32_t end =
+        std::min(span.context_len + span.query_len, request.num_prompt_tokens - 1);
+    if (begin < end) {
+      prompt_rows.push_back({&request, begin, first_token + begin - span.context_len, end - begin});
+    }
   }
-  lane.sequence = span.sequence;
+  const std::int32_t index = batch.num_seqs() - 1;
+  if (lanes.size() < static_cast<std::size_t>(batch.num_seqs())) lanes.resize(batch.num_seqs());
+  lanes[index] = {};
+  if (!span.reaches_end) return;
+  const std::int32_t sample =
+      add_samples(state, batch.add_logit_row(first_token + span.query_len - 1));
+  const bool is_token_of_lane = first_token == index && span.query_len == 1;
+  if (is_token_of_lane && request.decodes_plainly(state)) {
+    open_lane(lanes[index], state, sample);
+  } else {
+    targets.push_back({&state, sample, index});
+  }
+}
+
+void Engine::Impl::open_lane(DecodeLane& lane, SequenceState& state, std::int32_t sample) {
+  const RequestState& request = *state.request;
+  lane.sequence = state.sequence;
   lane.state = &state;
   for (const TokenId token : request.stop_tokens) lane.stop_filter |= 1ull << (token & 63);
   lane.sample = sample;
   lane.last_position = request.max_total_tokens - 1;
-  lane.is_plain = request.is_plain();
-  lane.index = state.index;
-  lane.request_id = request.id;
-  lane.metrics = &request.metrics;
 }
 
 void Engine::Impl::note_span(RequestState& request, const Span& span) {
@@ -236,9 +239,8 @@ void Engine::Impl::compute() {
   if (host_batch.num_tokens == 0) return;
   staged = backend->stage(host_batch);
   backend->run(staged, [this] { logits = decoder.forward(staged, cache); });
-  const auto num_sampled = static_cast<std::int32_t>(targets.size());
-  samples.run(logits, num_sampled);
-  if (!prompt_rows.empty()) compute_prompt_logprobs(num_sampled);
+  samples.run(logits, num_sampled_rows);
+  if (!prompt_rows.empty()) compute_prompt_logprobs(num_sampled_rows);
 }
 
 // The rows of prompt tokens lie behind those to sample from. There may be many more of them than
@@ -273,32 +275,39 @@ void Engine::Impl::compute_prompt_logprobs(std::int32_t first_row) {
 }
 
 void Engine::Impl::take_tokens() {
-  for (const Target& target : targets) {
-    if (target.lane >= 0 && take_from_lane(lanes[target.lane])) continue;
-    RequestState& request = *target.state->request;
-    if (request.beams != nullptr) {
-      offer_candidates(*target.state, target.sample);
-    } else if (request.awaits_first_token()) {
-      take_first_tokens(*target.state, target.sample);
-    } else {
-      take_token(*target.state, target.sample);
+  auto target = targets.begin();
+  for (std::int32_t i = 0; i < batch.num_seqs(); ++i) {
+    if (lanes[i].sequence != nullptr) {
+      take_from_lane(lanes[i]);
+    } else if (target != targets.end() && target->span == i) {
+      take_from_target(*target++);
     }
   }
 }
 
-// take_token() where nothing but the token is to be noted; false where it may end the sequence.
-bool Engine::Impl::take_from_lane(const DecodeLane& lane) {
+void Engine::Impl::take_from_target(const Target& target) {
+  RequestState& request = *target.state->request;
+  if (request.beams != nullptr) {
+    offer_candidates(*target.state, target.sample);
+  } else if (request.awaits_first_token()) {
+    take_first_tokens(*target.state, target.sample);
+  } else {
+    take_token(*target.state, target.sample);
+  }
+}
+
+// take_token() where nothing but the token is to be noted.
+void Engine::Impl::take_from_lane(DecodeLane& lane) {
   const TokenId token = samples.token(lane.sample);
   const bool may_stop = (lane.stop_filter >> (token & 63) & 1) != 0;
-  if (may_stop || samples.position(lane.sample) >= lane.last_position) return false;
+  if (may_stop || samples.position(lane.sample) >= lane.last_position) {
+    return take_token(*lane.state, lane.sample);
+  }
   scheduler.append_token(*lane.sequence, token);
   ++counters.num_output_tokens;
-  SequenceUpdate& update = updates.emplace_back();
-  update.request_id = lane.request_id;
-  update.index = lane.index;
-  update.new_tokens = samples.tokens(lane.sample);
-  update.metrics = lane.metrics;
-  return true;
+  if (updates.repeat(lane.update)) return;
+  lane.update = updates.size();
+  report(*lane.state, samples.tokens(lane.sample), {});
 }
 
 // What PreemptionMode::kAuto goes by: the speed of steps that are mostly prompt, and of the steps'

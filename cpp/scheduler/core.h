@@ -91,7 +91,7 @@ class SchedulerCore {
   bool try_run(SequenceGroup& group, std::int32_t headroom);
   bool try_run_partially(SequenceGroup& group);
   void start_running(SequenceGroup& group);
-  void plan_decode(Sequence& sequence);
+  inline void plan_decode(Sequence& sequence);
   void plan_span(Sequence& sequence, std::int32_t num_tokens);
   // Blocks that an admission leaves for the running groups but `except`.
   std::int32_t headroom(const SequenceGroup* except) const;
