@@ -154,9 +154,10 @@ std::size_t Engine::Impl::repeat_lanes(std::span<const Span> spans) {
                          lane.sample == first_sample + static_cast<std::int32_t>(count);
     if (!goes_on) break;
   }
+  if (count == 0) return 0;
   const auto num_repeated = static_cast<std::int32_t>(count);
   samples.advance(num_repeated, batch.num_logit_rows());
-  batch.advance(samples.tokens(first_sample, num_repeated));
+  batch.advance(spans.first(count), samples.tokens(first_sample, num_repeated));
   return count;
 }
 

@@ -182,7 +182,7 @@ Sequence& SchedulerCore::fork(Sequence& sequence, std::int32_t num_tokens) {
   kv_->fork(sequence, *child, pending_copies_);
   take_row(*child);
   group.sequences_.push_back(std::move(child));
-  if (group.num_live() == 2) running_.update(group);
+  if (group.num_live() == 2) running_.set_only(group, nullptr);
   return *group.sequences_.back();
 }
 
@@ -194,9 +194,9 @@ void SchedulerCore::release_blocks(Sequence& sequence, bool content_is_good) {
 void SchedulerCore::remove_from_queue(SequenceGroup& group) {
   if (group.state_ == GroupState::kFinished) return;
   if (group.state_ == GroupState::kRunning) {
+    set_partial(group, false);
     running_.erase(group);
     num_running_seqs_ -= group.num_sequences_;
-    set_partial(group, false);
   } else {
     queue_of(group).erase(key(group));
     set_waits_with_blocks(group, false);
@@ -243,7 +243,7 @@ std::unique_ptr<Sequence> SchedulerCore::detach(Sequence& sequence) {
   } else if (others_wait) {
     preempt(group, PreemptionCause::kSibling, false);
   } else if (group.state_ == GroupState::kRunning && group.num_live() == 1) {
-    running_.update(group);
+    running_.set_only(group, only_of(group));
   }
   return detached;
 }
@@ -264,6 +264,7 @@ void SchedulerCore::hold(Sequence& sequence) {
   SequenceGroup& group = *sequence.group_;
   group.held_.push_back(detach(sequence));
   give_row_back(sequence);
+  kv_->on_blocks_filled(sequence);
   sequence.table_.truncate(sequence.num_computed_);
 }
 

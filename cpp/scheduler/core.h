@@ -76,12 +76,14 @@ class SchedulerCore {
   void give_row_back(Sequence& sequence);
 
   // plan.cpp: one step
-  static bool can_decode(const Sequence& sequence);
+  static bool lacks_one_token(const Sequence& sequence);
+  bool has_place(Sequence& sequence);
   void schedule_running();
   void schedule_catch_up(SequenceGroup& group);
   void grow_partial(SequenceGroup& group);
   void extend_partially(SequenceGroup& group, std::int32_t num_blocks);
   void set_partial(SequenceGroup& group, bool is_partial);
+  static Sequence* only_of(const SequenceGroup& group);
   void admit();
   // The group that is to run next, or null; quotas make it pass over some.
   SequenceGroup* next_to_admit();
@@ -91,7 +93,6 @@ class SchedulerCore {
   bool try_run(SequenceGroup& group, std::int32_t headroom);
   bool try_run_partially(SequenceGroup& group);
   void start_running(SequenceGroup& group);
-  inline void plan_decode(Sequence& sequence);
   void plan_span(Sequence& sequence, std::int32_t num_tokens);
   // Blocks that an admission leaves for the running groups but `except`.
   std::int32_t headroom(const SequenceGroup* except) const;

@@ -8,8 +8,8 @@
 
 namespace pagedcore {
 
-// The running groups in queue order; a list of pointers that also knows, without a look at the
-// group, the sequence of each group that has just one. A decode step reads nothing else of it.
+// The running groups in queue order; a list of pointers that also keeps, side by side, the sequence
+// of each group that has just one to go on with. A decode step reads nothing else of it.
 class RunningList {
  public:
   void reserve(std::size_t count) {
@@ -23,13 +23,12 @@ class RunningList {
   auto begin() const { return groups_.begin(); }
   auto end() const { return groups_.end(); }
   auto rbegin() const { return groups_.rbegin(); }
-  // The live sequence of group i where there is just one, else null.
   Sequence* only(std::size_t i) const { return only_[i]; }
 
   template <typename ComesBefore>
-  void insert(SequenceGroup& group, const ComesBefore& comes_before) {
+  void insert(SequenceGroup& group, Sequence* only, const ComesBefore& comes_before) {
     const auto at = std::upper_bound(groups_.begin(), groups_.end(), &group, comes_before);
-    only_.insert(only_.begin() + (at - groups_.begin()), only_of(group));
+    only_.insert(only_.begin() + (at - groups_.begin()), only);
     groups_.insert(at, &group);
   }
   void erase(const SequenceGroup& group) {
@@ -37,19 +36,15 @@ class RunningList {
     groups_.erase(groups_.begin() + i);
     only_.erase(only_.begin() + i);
   }
-  // Call where the number of a running group's live sequences came to 1 or left it.
-  void update(const SequenceGroup& group) { only_[find(group)] = only_of(group); }
+  void set_only(const SequenceGroup& group, Sequence* only) { only_[find(group)] = only; }
 
  private:
-  static Sequence* only_of(const SequenceGroup& group) {
-    return group.num_live() == 1 ? group.sequences()[0].get() : nullptr;
-  }
   std::ptrdiff_t find(const SequenceGroup& group) const {
     return std::find(groups_.begin(), groups_.end(), &group) - groups_.begin();
   }
 
   std::vector<SequenceGroup*> groups_;
-  std::vector<Sequence*> only_;  // [size()]
+  std::vector<Sequence*> only_;  // [size()]; null where a group has several, or runs partially
 };
 
 }  // namespace pagedcore

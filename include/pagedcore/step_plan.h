@@ -17,8 +17,9 @@ struct Span {
   // Entries of the sequence's table from here on may differ from those at its last span.
   std::int32_t first_changed_block = 0;
   std::int32_t num_recomputed = 0;  // of the span's tokens: computed before, and lost since
-  bool reaches_end = false;  // the span holds the sequence's last token: sample from it
-  // One token, the last, and the table is as at the last span: nothing but the token is new.
+  bool reaches_end = false;         // the span holds the sequence's last token: sample from it
+  bool table_changed = true;        // first_changed_block tells of a change
+  // One token, the last, never computed before, right behind the sequence's last span.
   bool is_plain_decode = false;
 };
 
