@@ -118,10 +118,9 @@ inline Vec splat_quad(const void* p) {
     return _mm_loadu_ps(
         reinterpret_cast<const float*>(static_cast<const char*>(p) + group * stride));
   };
-  Vec quads = _mm512_castps128_ps512(quad(0));
-  quads = _mm512_mask_broadcast_f32x4(quads, 0x00f0, quad(1));
-  quads = _mm512_mask_broadcast_f32x4(quads, 0x0f00, quad(2));
-  return _mm512_mask_broadcast_f32x4(quads, 0xf000, quad(3));
+  const __m256 low = _mm256_insertf128_ps(_mm256_castps128_ps256(quad(0)), quad(1), 1);
+  const __m256 high = _mm256_insertf128_ps(_mm256_castps128_ps256(quad(2)), quad(3), 1);
+  return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
 }
 template <typename T>
 [[gnu::always_inline]] inline void widen_quads(T, Vec halves, Vec (&quads)[2]) {
