@@ -127,10 +127,10 @@ void linear(const LinearParams& params, Context& context) {
   const std::int64_t size = dot ? 2 : 4;
   const bool spread =
       params.num_rows > 1 && params.num_rows <= kStreamRows && aliases(params.x_stride * size);
-  const bool in_place =
-      params.x_dtype == operand && padded_inputs == params.in_features && !spread;
+  const bool in_place = params.x_dtype == operand && padded_inputs == params.in_features && !spread;
 
-  const std::int64_t stride = padded_inputs + (aliases(padded_inputs * size) ? kAlignment / size : 0);
+  const std::int64_t stride =
+      padded_inputs + (aliases(padded_inputs * size) ? kAlignment / size : 0);
   const std::int64_t x_bytes = in_place ? 0 : round_up(params.num_rows * stride * size, kAlignment);
   const std::int64_t scratch_bytes = round_up(linear_scratch_bytes(params), kAlignment);
   std::byte* memory = context.workspace.reserve(x_bytes + context.pool.size() * scratch_bytes);

@@ -105,8 +105,9 @@ class LinearRunner {
     const std::int64_t stride =
         out_in ? weight_bytes<F>(params_.in_features) : weight.out_features * kWeightBytes;
     const std::int64_t rest = weight.out_features - output;
-    Block<F> block{static_cast<const char*>(weight.data) + output * (out_in ? stride : kWeightBytes),
-                   stride, weight.layout, rest < kLanes ? static_cast<int>(rest) : kLanes};
+    Block<F> block{
+        static_cast<const char*>(weight.data) + output * (out_in ? stride : kWeightBytes), stride,
+        weight.layout, rest < kLanes ? static_cast<int>(rest) : kLanes};
     if (F::kQuantized) {
       block.scales = weight.scales + output;
       block.zero_points = weight.zero_points ? weight.zero_points + output : nullptr;
@@ -235,8 +236,8 @@ class LinearRunner {
   }
 
   template <int R>
-  void multiply_rows(const Panel<F>& panel, std::int64_t row, std::int64_t k,
-                     Prefetch<F>& prefetch, float* sums) {
+  void multiply_rows(const Panel<F>& panel, std::int64_t row, std::int64_t k, Prefetch<F>& prefetch,
+                     float* sums) {
     const Operand* x[R];
     rows_of_x(row, R, k, x);
     for (int i = 0; i < panel.num_blocks; ++i) {

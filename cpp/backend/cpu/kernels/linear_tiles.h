@@ -51,8 +51,8 @@ class Prefetch {
       : blocks_(blocks), k_(k) {
     const bool by_input = blocks->layout == WeightLayout::kInOut;
     num_rows_ = by_input ? k_end - k : num_blocks * kLanes;
-    row_bytes_ = by_input ? num_blocks * kLanes * sizeof(typename F::Weight)
-                          : weight_bytes<F>(k_end - k);
+    row_bytes_ =
+        by_input ? num_blocks * kLanes * sizeof(typename F::Weight) : weight_bytes<F>(k_end - k);
     const std::int64_t num_lines = num_rows_ * (row_bytes_ / 64 + 1);
     lines_a_step_ = static_cast<int>((num_lines + num_steps - 1) / num_steps);
   }

@@ -124,9 +124,7 @@ inline void store_n(T* p, Vec a, int n) {
 }
 
 // A quad is 16 bytes of memory, a 128-bit group of lanes. The same one in every group.
-inline Vec splat_quad(const void* p) {
-  return _mm256_broadcast_ps(static_cast<const __m128*>(p));
-}
+inline Vec splat_quad(const void* p) { return _mm256_broadcast_ps(static_cast<const __m128*>(p)); }
 // Group g from p + g * stride (in bytes).
 [[gnu::always_inline]] inline Vec load_quads(const void* p, std::int64_t stride) {
   const auto quad = [&](int group) __attribute__((always_inline)) {
