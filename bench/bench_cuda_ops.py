@@ -250,8 +250,9 @@ def main():
     for n in (2048, 4096, 8192, 16384):
         prefill_attention(ops, n, peers=not args.quick)
     prefill_attention(ops, 8192, dim=64, peers=False)
-    for m in (1, 2, 4, 32, 256):
-        for k, n in ((2048, 2048), (4096, 6144), (4096, 28672), (14336, 4096)):
+    shapes = ((2048, 2048), (2048, 3072), (8192, 2048))  # of the 1B shape, then of the 8B one
+    for m in (1, 8, 32, 256):
+        for k, n in (*shapes, (4096, 6144), (4096, 28672), (14336, 4096)):
             linear(ops, m, k, n)
     blocks(ops)
     for rows in (1, 256):

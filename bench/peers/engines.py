@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import http.client
+import json
 import os
+import socket
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from workload import Prompts
@@ -160,6 +167,77 @@ class OpenVINO:
         return sum(len(ids) for result in results for ids in result.m_generation_ids)
 
 
+class LlamaCpp:
+    """llama.cpp's server over loopback HTTP. Reads what export_gguf.py wrote: MODEL_DIR-bf16.gguf.
+
+    The environment's LLAMA_SERVER names the program.
+    """
+
+    name = "llama.cpp"
+
+    def __init__(self, weights: str = "bf16", slots: int = 32, slot_tokens: int = 2304) -> None:
+        self._program = os.environ["LLAMA_SERVER"]
+        self._weights, self._slots, self._slot_tokens = weights, slots, slot_tokens
+        self.dtype = weights
+
+    def load(self, model_dir: str, num_threads: int) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        options = {"-m": f"{model_dir}-{self._weights}.gguf", "-t": num_threads, "-tb": num_threads}
+        options |= {"-np": self._slots, "-c": self._slots * self._slot_tokens, "-fa": "on"}
+        options |= {"--host": "127.0.0.1", "--port": self._port}
+        command = [self._program, "--no-kv-unified", "-cb"]
+        command += [str(part) for option in options.items() for part in option]
+        self._server = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        atexit.register(self._server.kill)
+        self.pid = self._server.pid
+        self._pool = ThreadPoolExecutor(64)
+        while not self._is_ready():
+            if self._server.poll() is not None:
+                raise RuntimeError(f"{self._program} ended with status {self._server.returncode}")
+            time.sleep(0.02)
+
+    def _is_ready(self) -> bool:
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
+
+    def _complete(self, prompt: list[int], length: int, n: int, temperature: float) -> int:
+        body = {"prompt": prompt, "n_predict": length, "ignore_eos": True, "return_tokens": True}
+        body |= {"temperature": temperature, "cache_prompt": True}
+        if temperature > 0:
+            body |= {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+        if n > 1:
+            body["n_cmpl"] = n
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=3600)
+        connection.request(
+            "POST", "/completion", json.dumps(body), {"Content-Type": "application/json"}
+        )
+        answer = json.loads(connection.getresponse().read())
+        if isinstance(answer, dict) and "error" in answer:
+            raise RuntimeError(str(answer["error"]))
+        return sum(len(one["tokens"]) for one in (answer if n > 1 else [answer]))
+
+    def generate(
+        self,
+        prompts: Prompts,
+        max_new_tokens: int | list[int],
+        n: int = 1,
+        temperature: float = 0.0,
+    ) -> int:
+        lengths = per_prompt(max_new_tokens, len(prompts))
+        count = len(prompts)
+        return sum(
+            self._pool.map(self._complete, prompts, lengths, [n] * count, [temperature] * count)
+        )
+
+
 class Transformers:
     """transformers' generate, one padded batch at a time (equal lengths only need no padding)."""
 
@@ -211,5 +289,8 @@ ENGINES = {
     "openvino": OpenVINO,
     "openvino-int8": lambda: OpenVINO("int8"),
     "openvino-int4": lambda: OpenVINO("int4"),
+    "llama.cpp": LlamaCpp,
+    "llama.cpp-q8_0": lambda: LlamaCpp("q8_0"),
+    "llama.cpp-q4_0": lambda: LlamaCpp("q4_0"),
     "transformers": Transformers,
 }

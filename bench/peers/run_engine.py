@@ -36,7 +36,7 @@ def main() -> None:
     suite = Suite(engine, args.repetitions)
     for figure, values in suite.run(tuple(args.metrics.split(","))):
         report(figure, values)
-    report("peak_memory_mb", [peak_memory_mb()])
+    report("peak_memory_mb", [peak_memory_mb(getattr(engine, "pid", "self"))])
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ An engine is an object with
 * ``load(model_dir, num_threads)``,
 * ``generate(prompts, max_new_tokens, n=1, temperature=0.0)`` that blocks until all requests are
   done (end-of-sequence ignored) and returns the number of tokens produced. ``prompts`` is a list
-  of token-id lists, ``max_new_tokens`` an int or one int a prompt.
+  of token-id lists, ``max_new_tokens`` an int or one int a prompt,
+* ``pid`` if it computes in a process of its own.
 
 Decode speeds are derived for every engine alike: ``B * (new - 1) / (t(new tokens) - t(1 token))``.
 Every repetition uses new random prompts, so that no prefix cache can serve a prefill.
@@ -73,9 +74,9 @@ def shared_prefix_prompts(seed: int, count: int = 32, shared: int = 1024, own: i
     return [prefix + tail for tail in random_prompts(rng, count, own)]
 
 
-def peak_memory_mb() -> float:
-    """Peak resident memory of this process, in MB."""
-    with open("/proc/self/status") as status:
+def peak_memory_mb(pid: int | str = "self") -> float:
+    """Peak resident memory of a process, in MB."""
+    with open(f"/proc/{pid}/status") as status:
         line = next(line for line in status if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 

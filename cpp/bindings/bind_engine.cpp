@@ -13,7 +13,7 @@
 namespace pagedcore::bindings {
 namespace {
 
-using TokenArray = py::array_t<TokenId, py::array::c_style>;
+using PromptArray = py::array_t<TokenId, py::array::c_style>;
 
 py::object optional_text(std::string_view text) {
   return text.empty() ? py::object(py::none()) : py::str(text.data(), text.size());
@@ -146,7 +146,7 @@ void set_preemption_mode(EngineConfig& config, const std::string& name) {
                     name, "\"");
 }
 
-void bind_config(py::module_& m) {
+void bind_engine_config(py::module_& m) {
   py::class_<EngineConfig> type(m, "EngineConfig");
   def_keyword_init(type);
   type.def_readwrite("block_size", &EngineConfig::block_size)
@@ -221,7 +221,7 @@ struct EngineDeleter {
 }  // namespace
 
 void bind_engine(py::module_& m) {
-  bind_config(m);
+  bind_engine_config(m);
   bind_updates(m);
 
   py::class_<Engine, std::unique_ptr<Engine, EngineDeleter>>(m, "Engine")

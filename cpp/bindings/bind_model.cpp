@@ -132,7 +132,7 @@ void bind_enums(py::module_& m) {
       .finalize();
 }
 
-void bind_config(py::module_& m) {
+void bind_model_config(py::module_& m) {
   py::class_<RopeScaling>(m, "RopeScaling")
       .def(py::init<>())
       .def_readwrite("kind", &RopeScaling::kind)
@@ -198,7 +198,7 @@ void bind_config(py::module_& m) {
 
 void bind_model(py::module_& m) {
   bind_enums(m);
-  bind_config(m);
+  bind_model_config(m);
 
   py::class_<Weights>(m, "Weights")
       .def(py::init(&make_weights), py::arg("tensors"))

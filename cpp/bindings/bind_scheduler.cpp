@@ -118,7 +118,7 @@ void bind_enums(py::module_& m) {
       .finalize();
 }
 
-void bind_config(py::module_& m) {
+void bind_scheduler_config(py::module_& m) {
   using C = SchedulerConfig;
   py::class_<C> config(m, "SchedulerConfig");
   def_keyword_init(config);
@@ -284,7 +284,7 @@ void bind_scheduler_stats(py::module_& m);
 
 void bind_scheduler(py::module_& m) {
   bind_enums(m);
-  bind_config(m);
+  bind_scheduler_config(m);
   bind_plan(m);
   bind_sequence(m);
   bind_scheduler_stats(m);

@@ -6,10 +6,10 @@
 namespace pagedcore {
 namespace {
 
-constexpr std::int64_t kAlignment = 256;
+constexpr std::int64_t kWeightAlignment = 256;
 
 std::int64_t aligned(std::int64_t bytes) {
-  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  return (bytes + kWeightAlignment - 1) / kWeightAlignment * kWeightAlignment;
 }
 
 }  // namespace

@@ -5,7 +5,7 @@
 namespace pagedcore {
 namespace {
 
-constexpr std::int64_t kAlignment = 256;
+constexpr std::int64_t kBufferAlignment = 256;
 
 std::int64_t row_bytes(std::int64_t width, DType dtype) { return width * dtype_bits(dtype) / 8; }
 
@@ -21,7 +21,7 @@ WorkspaceLayout lay_out_workspace(const ModelConfig& config, const ModelWeights&
   const auto take = [&](std::int64_t rows, std::int64_t bytes_per_row) {
     const std::int64_t offset = layout.bytes;
     const std::int64_t bytes = rows * bytes_per_row;
-    layout.bytes += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    layout.bytes += (bytes + kBufferAlignment - 1) / kBufferAlignment * kBufferAlignment;
     return offset;
   };
   const std::int64_t q_size = config.num_heads * config.head_dim;

@@ -12,8 +12,8 @@ namespace pagedcore::cuda {
 // One thread block per (KV head, query tile of 128 rows), of three warpgroups. The first copies KV
 // tiles of kCols tokens (cp.async by block table, two stages of K and of V); each of the others
 // computes 64 rows: S = Q K^T by wgmma, online softmax in registers, O += P V by wgmma with P from
-// registers. A warpgroup issues the next tile's S before it waits for this one's O, and one's
-// softmax runs beside the other's products.
+// registers. A warpgroup issues the next tile's S before this one's O, so that the softmax of the
+// one runs beside the products of the other; the two warpgroups take turns at issuing.
 // Method: FlashAttention-3, Shah et al. 2024; paged KV, Kwon et al. 2023, section 4.
 template <typename KV, int kHeadDim>
 struct PrefillAttentionSm90 {
@@ -80,10 +80,10 @@ struct PrefillAttentionSm90 {
       const int stage = tile % kStages, parity = tile / kStages % 2;
       const std::int64_t now = offset;
       offset = row_offset(begin + kCols);
-      sm90::barrier_wait(s.empty(0, stage), parity ^ 1);
+      barrier_wait(s.empty(0, stage), parity ^ 1);
       copy_tile(base, now, s.k + stage * kStageBytes);
       sm90::barrier_arrive_after_copies(s.full(0, stage));
-      sm90::barrier_wait(s.empty(1, stage), parity ^ 1);
+      barrier_wait(s.empty(1, stage), parity ^ 1);
       copy_tile(base + c.kv_stride(), now, s.v + stage * kStageBytes);
       sm90::barrier_arrive_after_copies(s.full(1, stage));
     }
@@ -123,11 +123,24 @@ struct PrefillAttentionSm90 {
     sm90::mma_commit();
   }
 
+  __device__ static void multiply_values(const Shared& s, int stage,
+                                         const std::uint32_t (&weights)[kCols / 16][4],
+                                         float (&out)[kHeadDim / 2]) {
+    sm90::mma_fence();
+#pragma unroll
+    for (int i = 0; i < kCols / 16; ++i) {
+      const std::uint32_t v = s.v + stage * kStageBytes + i * 16 * 128;
+      sm90::mma_registers(out, weights[i], sm90::describe(v, kTile), KV{});
+    }
+    sm90::mma_commit();
+  }
+
+  // Turns scores into weights and adds them to `sum`; what was summed before is to be multiplied by
+  // `keep`, which is exactly one where the maximum stays. `max` is of scores before their factor.
   template <bool kMasked>
   __device__ static void softmax(const AttentionArgs& args, std::int32_t begin,
                                  const std::int32_t (&position)[2], float (&score)[64],
-                                 float (&max)[2], float (&sum)[2], float (&out)[kHeadDim / 2],
-                                 std::uint32_t (&p)[kCols / 16][4]) {
+                                 float (&max)[2], float (&sum)[2], float (&keep)[2]) {
     const int lane = threadIdx.x % 32;
     const float scale = args.op.scale * args.op.cache.k_scale * kLog2E;
     if (args.op.softcap != 0.0f) {
@@ -136,6 +149,7 @@ struct PrefillAttentionSm90 {
       for (int i = 0; i < 64; ++i) score[i] *= scale;
       cap_scores(tiles, args.op.softcap);
     }
+    // Scores are scaled as they are exponentiated; the scale is positive.
     const float factor = args.op.softcap != 0.0f ? 1.0f : scale;
     float max_new[2] = {max[0], max[1]};
 #pragma unroll
@@ -146,35 +160,43 @@ struct PrefillAttentionSm90 {
         const bool seen = token <= at && token >= window_start(at, args.op.sliding_window);
         if (!seen) score[i] = kNegativeInfinity;
       }
-      // Scores are scaled as they are exponentiated; the scale is positive.
-      max_new[i / 2 % 2] = fmaxf(max_new[i / 2 % 2], score[i] * factor);
+      max_new[i / 2 % 2] = fmaxf(max_new[i / 2 % 2], score[i]);
     }
     float reference[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       max_new[r] = fmaxf(max_new[r], __shfl_xor_sync(0xffffffffu, max_new[r], 1));
       max_new[r] = fmaxf(max_new[r], __shfl_xor_sync(0xffffffffu, max_new[r], 2));
-      reference[r] = finite_max(max_new[r]);
-      const float keep = exp2_approx(max[r] - reference[r]);
+      const float finite = finite_max(max_new[r]);
+      keep[r] = exp2_approx((max[r] - finite) * factor);
+      reference[r] = finite * factor;
       max[r] = max_new[r];
-      sum[r] *= keep;
-#pragma unroll
-      for (int n = 0; n < kHeadDim / 8; ++n) {
-        out[4 * n + 2 * r] *= keep;
-        out[4 * n + 2 * r + 1] *= keep;
-      }
+      sum[r] *= keep[r];
     }
 #pragma unroll
     for (int i = 0; i < 64; ++i) {
       score[i] = exp2_approx(fmaf(score[i], factor, -reference[i / 2 % 2]));
       sum[i / 2 % 2] += score[i];
     }
+  }
+
+  __device__ static void pack(const float (&score)[64], std::uint32_t (&weights)[kCols / 16][4]) {
 #pragma unroll
     for (int i = 0; i < kCols / 16; ++i) {
 #pragma unroll
-      for (int r = 0; r < 4; ++r)
-        p[i][r] = pack2(score[8 * i + 2 * r], score[8 * i + 2 * r + 1], KV{});
+      for (int r = 0; r < 4; ++r) {
+        weights[i][r] = pack2(score[8 * i + 2 * r], score[8 * i + 2 * r + 1], KV{});
+      }
     }
+  }
+
+  // The computing warpgroups issue their products in turns, so that one's softmax runs beside the
+  // other's products and not beside the other's softmax.
+  __device__ static void await_turn(int group) {
+    asm volatile("bar.sync %0, %1;" ::"r"(2 + group), "n"(128 * kConsumers) : "memory");
+  }
+  __device__ static void give_turn(int group) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(2 + group), "n"(128 * kConsumers) : "memory");
   }
 
   // One of the computing warpgroups.
@@ -198,38 +220,50 @@ struct PrefillAttentionSm90 {
         work.context_len + (work.first_row + group * 64) / work.group;
     const std::int32_t full_window =
         p.sliding_window > 0 ? window_start(work.end - 1, p.sliding_window) : 0;
-    sm90::barrier_wait(s.full(0, 0), 0);
+    float keep[2];
+    std::uint32_t weights[kCols / 16][4];
+    const auto weigh = [&](std::int32_t tile_begin) {
+      if (tile_begin + kCols - 1 > first_position || tile_begin < full_window) {
+        softmax<true>(args, tile_begin, position, score, max, sum, keep);
+      } else {
+        softmax<false>(args, tile_begin, position, score, max, sum, keep);
+      }
+    };
+    // Of each tile the keys, then, one tile later, the values: the softmax of a tile runs while the
+    // values of the one before are multiplied.
+    if (group == 1) give_turn(0);
+    barrier_wait(s.full(0, 0), 0);
     sm90::proxy_fence();
     multiply_keys(s, 0, group, score);
     sm90::mma_wait<0>();
-    for (int tile = 0; begin < work.end; begin += kCols, ++tile) {
-      const int stage = tile % kStages, parity = tile / kStages % 2;
-      if (lane == 0) sm90::barrier_arrive(s.empty(0, stage));
-      std::uint32_t weights[kCols / 16][4];
-      if (begin + kCols - 1 > first_position || begin < full_window) {
-        softmax<true>(args, begin, position, score, max, sum, out, weights);
-      } else {
-        softmax<false>(args, begin, position, score, max, sum, out, weights);
-      }
-      sm90::barrier_wait(s.full(1, stage), parity);
+    if (lane == 0) barrier_arrive(s.empty(0, 0));
+    weigh(begin);
+    pack(score, weights);
+    int tile = 0;
+    for (begin += kCols; begin < work.end; begin += kCols, ++tile) {
+      const int next = (tile + 1) % kStages;
+      barrier_wait(s.full(0, next), (tile + 1) / kStages % 2);
+      barrier_wait(s.full(1, tile % kStages), tile / kStages % 2);
       sm90::proxy_fence();
-      sm90::mma_fence();
-#pragma unroll
-      for (int i = 0; i < kCols / 16; ++i) {
-        const std::uint32_t v = s.v + stage * kStageBytes + i * 16 * 128;
-        sm90::mma_registers(out, weights[i], sm90::describe(v, kTile), KV{});
-      }
-      sm90::mma_commit();
-      // After the last tile this multiplies what lies there; nobody reads the result. A branch
-      // around it would make the compiler wait for each product.
-      if (begin + kCols < work.end) {
-        sm90::barrier_wait(s.full(0, (tile + 1) % kStages), (tile + 1) / kStages % 2);
-        sm90::proxy_fence();
-      }
-      multiply_keys(s, (tile + 1) % kStages, group, score);
+      await_turn(group);
+      multiply_keys(s, next, group, score);
+      multiply_values(s, tile % kStages, weights, out);
+      give_turn(group ^ 1);
+      sm90::mma_wait<1>();
+      if (lane == 0) barrier_arrive(s.empty(0, next));
+      weigh(begin);
       sm90::mma_wait<0>();
-      if (lane == 0) sm90::barrier_arrive(s.empty(1, stage));
+      if (lane == 0) barrier_arrive(s.empty(1, tile % kStages));
+#pragma unroll
+      for (int i = 0; i < kHeadDim / 2; ++i) out[i] *= keep[i / 2 % 2];
+      pack(score, weights);
     }
+    barrier_wait(s.full(1, tile % kStages), tile / kStages % 2);
+    sm90::proxy_fence();
+    await_turn(group);
+    multiply_values(s, tile % kStages, weights, out);
+    if (group == 0) give_turn(1);
+    sm90::mma_wait<0>();
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 1);
@@ -254,20 +288,20 @@ struct PrefillAttentionSm90 {
     if (threadIdx.x == 0) {
       for (int kv = 0; kv < 2; ++kv) {
         for (int stage = 0; stage < kStages; ++stage) {
-          sm90::barrier_init(s.full(kv, stage), 128);
-          sm90::barrier_init(s.empty(kv, stage), 4 * kConsumers);
+          barrier_init(s.full(kv, stage), 128);
+          barrier_init(s.empty(kv, stage), 4 * kConsumers);
         }
       }
-      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+      barrier_init_fence();
     }
     __syncthreads();
     const Work work = Base::find_work(args, static_cast<std::int32_t>(blockIdx.y));
     const std::int32_t begin = work.start / kCols * kCols;
     if (threadIdx.x < 128) {
-      sm90::give_registers<40>();
+      sm90::give_registers<56>();
       produce(args, work, s, begin);
     } else {
-      sm90::take_registers<232>();
+      sm90::take_registers<224>();
       consume(args, work, s, begin);
     }
   }

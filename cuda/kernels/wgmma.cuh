@@ -5,7 +5,9 @@
 
 #include <cstdint>
 
-// Hopper's warpgroup matrix products, barriers and register quotas, for sm_90a.
+#include "cuda/common/bulk.cuh"
+
+// Hopper's warpgroup matrix products and register quotas, for sm_90a.
 namespace pagedcore::cuda::sm90 {
 
 // The shared memory tiles here are [rows][64] elements of 16 bits, 128 bytes a row, their 16-byte
@@ -46,28 +48,10 @@ __device__ inline void give_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-__device__ inline void barrier_init(std::uint32_t barrier, int count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
-}
-__device__ inline void barrier_arrive(std::uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
 // Arrives once the copy_async16() of this thread so far are done.
 __device__ inline void barrier_arrive_after_copies(std::uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
-__device__ inline void barrier_wait(std::uint32_t barrier, int parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n"
-      "}\n" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
-}
-
 // d[64, kN] = (kAdd ? d : 0) + a b. Lane l of warp w holds rows 16 w + l / 4 and 8 further of d, in
 // the order of mma(): columns 8 n + l % 4 * 2 and the next in d[4 n ..].
 // The first takes a and b from shared memory, both with the summed dimension contiguous; the second
