@@ -81,6 +81,25 @@ std::int32_t BatchBuilder::add(const Span& span) {
   return first;
 }
 
+void BatchBuilder::advance(std::span<const Span> spans, std::span<const TokenId> tokens) {
+  std::int32_t i = num_seqs_;
+  std::ranges::copy(tokens, tokens_.begin() + i);
+  for (const Span& span : spans) {
+    const std::int32_t position = span.context_len;
+    positions_[i] = position;
+    context_lens_[i] = position;
+    ++slots_[i];
+    if (span.table_changed) update_table(span);
+    if (span.table_changed || (position & (block_size_ - 1)) == 0) {
+      slots_[i] = slot_of(tables_.data() + table_rows_[i] * table_stride_, position);
+    }
+    max_context_len_ = std::max(max_context_len_, position + 1);
+    add_logit_row(i++);
+  }
+  max_query_len_ = std::max(max_query_len_, 1);
+  num_tokens_ = num_seqs_ = i;  // spans of one token so far
+}
+
 ForwardBatch BatchBuilder::finish() {
   query_starts_[num_seqs_] = num_tokens_;
   ForwardBatch batch;

@@ -23,9 +23,9 @@ void Engine::Impl::offer_candidates(SequenceState& beam, std::int32_t sample) {
 }
 
 void Engine::Impl::advance_beams(RequestState& request) {
-  const std::int32_t num_output = request.sequences[0]->num_output;
+  const std::int32_t num_output = request.sequences[0]->num_output();
   for (const auto& beam : request.sequences) {
-    PAGEDCORE_CHECK(beam->num_output == num_output, beam->num_output, " and ", num_output);
+    PAGEDCORE_CHECK(beam->num_output() == num_output, beam->num_output(), " and ", num_output);
   }
   if (request.metrics.first_token_us == 0) {
     request.metrics.first_token_us = std::max<std::int64_t>(1, metrics_of(request).total_us);
@@ -73,7 +73,6 @@ void Engine::Impl::reorder_beams(RequestState& request,
     beam->index = static_cast<std::int32_t>(i);
     beam->cumulative_logprob = next[i].score;
     scheduler.append_token(*beam->sequence, next[i].token);
-    ++beam->num_output;
     ++counters.num_output_tokens;
   }
 }

@@ -158,7 +158,6 @@ RequestId Engine::Impl::load(std::span<const std::byte> bytes, const SamplingPar
   const RequestId id = start(std::move(request), sequence);
   if (params == nullptr) {
     SequenceState& state = *started.sequences[0];
-    state.num_output = static_cast<std::int32_t>(tokens.size()) - num_prompt_tokens;
     state.cumulative_logprob = snapshot.cumulative_logprob;
   }
   return id;

@@ -13,16 +13,43 @@
 #include "cpp/engine/host_pool.h"
 #include "cpp/engine/request_state.h"
 #include "cpp/engine/sample_batch.h"
+#include "cpp/engine/update_list.h"
 #include "pagedcore/decoder.h"
 #include "pagedcore/engine.h"
 #include "pagedcore/scheduler.h"
 
 namespace pagedcore {
 
+// What a step needs of a sequence that goes on decoding as it did in the last step, side by side
+// with those of the others: such a step reads neither its state nor its request. Lane i stands for
+// span i of the last batch; where that one decodes otherwise, `sequence` is null.
+// Invariant: the span was token i of the batch and RequestState::decodes_plainly(), its sample was
+// `sample`, and that is the sequence's last token.
+struct DecodeLane {
+  Sequence* sequence = nullptr;
+  SequenceState* state = nullptr;
+  std::uint64_t stop_filter = 0;  // bit t % 64 of each stop token t
+  std::int32_t sample = 0;
+  std::int32_t last_position = 0;  // where a token is the sequence's last, whichever it is
+  std::int32_t update = -1;        // index of its last update; nothing in it changes but the token
+};
+
 // What is behind Engine. A step runs through the functions in the order in which they stand here.
 // Invariant: Sequence::user of every sequence of the scheduler is its SequenceState, and
 // SequenceState::sequence leads back.
 struct Engine::Impl {
+  struct Target {
+    SequenceState* state;
+    std::int32_t sample;  // the first one of its
+    std::int32_t span;    // of the batch
+  };
+  struct PromptRows {
+    RequestState* request;
+    std::int32_t first_position;
+    std::int32_t first_token;  // of the batch
+    std::int32_t count;
+  };
+
   Impl(const ModelConfig& model, Weights weights, std::unique_ptr<Backend> backend,
        const EngineConfig& config);
   ~Impl();
@@ -65,12 +92,17 @@ struct Engine::Impl {
   void note_preemptions(const StepPlan& plan);
   void end_exceeding(const StepPlan& plan);
   void build(const StepPlan& plan);
-  void note_span(SequenceState& state, const Span& span);
-  void add_samples(SequenceState& state, std::int32_t logit_row);
+  std::size_t repeat_lanes(std::span<const Span> spans);
+  void add_span(const Span& span);
+  void open_lane(DecodeLane& lane, SequenceState& state, std::int32_t sample);
+  void note_span(RequestState& request, const Span& span);
+  std::int32_t add_samples(SequenceState& state, std::int32_t logit_row);
   void move_blocks(const StepPlan& plan);
   void compute();
   void compute_prompt_logprobs(std::int32_t first_row);
   void take_tokens();
+  void take_from_target(const Target& target);
+  void take_from_lane(DecodeLane& lane);
   void measure_costs(const StepPlan& plan);
 
   // outputs.cpp: what a sampled token changes
@@ -111,22 +143,14 @@ struct Engine::Impl {
   std::unordered_map<RequestId, std::unique_ptr<RequestState>> held;  // ended
 
   // One step's own, kept to be used again.
-  struct Target {
-    SequenceState* state;
-    std::int32_t sample;  // the first one of its
-  };
-  struct PromptRows {
-    RequestState* request;
-    std::int32_t first_position;
-    std::int32_t first_token;  // of the batch
-    std::int32_t count;
-  };
-  std::vector<Target> targets;
+  std::vector<DecodeLane> lanes;  // [spans of the last batch]
+  std::vector<Target> targets;    // those without a lane
   std::vector<PromptRows> prompt_rows;
+  std::int32_t num_sampled_rows = 0;  // of logits; those of prompt_rows follow
   ForwardBatch staged;
   const float* logits = nullptr;
   Clock::time_point now;
-  std::vector<SequenceUpdate> updates;
+  UpdateList updates;
   std::vector<TokenLogprob> logprob_entries;
   std::vector<std::unique_ptr<RequestState>> ended;  // that the last updates point into
 

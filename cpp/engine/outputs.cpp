@@ -6,7 +6,7 @@
 namespace pagedcore {
 
 SequenceUpdate& Engine::Impl::new_update(RequestState& request) {
-  SequenceUpdate& update = updates.emplace_back();
+  SequenceUpdate& update = updates.add();
   update.request_id = request.id;
   update.metrics = &request.metrics;
   if (request.wants_prompt_logprobs() && !request.prompt_logprobs_reported) {
@@ -42,7 +42,7 @@ std::span<const TokenLogprob> Engine::Impl::logprobs_of(const RequestState& requ
 
 FinishReason Engine::Impl::finish_reason_after(const SequenceState& state, TokenId token) const {
   const RequestState& request = *state.request;
-  if (!request.stop_tokens.empty() && state.num_output >= request.params.min_tokens &&
+  if (!request.stop_tokens.empty() && state.num_output() >= request.params.min_tokens &&
       request.is_stop_token(token)) {
     return FinishReason::kStop;
   }
@@ -66,7 +66,6 @@ void Engine::Impl::take_token(SequenceState& state, std::int32_t sample) {
   RequestState& request = *state.request;
   const TokenId token = samples.token(sample);
   scheduler.append_token(*state.sequence, token);
-  ++state.num_output;
   ++counters.num_output_tokens;
   if (request.metrics.first_token_us == 0) {
     request.metrics.first_token_us = std::max<std::int64_t>(1, metrics_of(request).total_us);

@@ -59,18 +59,23 @@ SequenceState& RequestState::add_sequence(Sequence& sequence) {
 
 SequenceState& RequestState::fork_sequence(const SequenceState& parent, Sequence& sequence) {
   SequenceState& state = add_sequence(sequence);
-  state.num_output = parent.num_output;
-  state.num_seen_computed = parent.num_seen_computed;
   state.cumulative_logprob = parent.cumulative_logprob;
   state.output = parent.output;
   state.logprobs = parent.logprobs;
   return state;
 }
 
+bool RequestState::decodes_plainly(const SequenceState& state) const {
+  // The first update may bring more than its token.
+  const bool has_begun = metrics.first_token_us != 0 && !awaits_first_token();
+  return has_begun && state.num_output() >= params.min_tokens && !uses_penalties() &&
+         !wants_logprobs && !updates_at_end;
+}
+
 void RequestState::prepare_row(SequenceState& state) const {
   state.row.position = state.sequence->num_tokens();
   state.row.seen = state.seen;
-  state.row.banned = state.num_output < params.min_tokens ? banned_at_first : banned;
+  state.row.banned = state.num_output() < params.min_tokens ? banned_at_first : banned;
 }
 
 }  // namespace pagedcore

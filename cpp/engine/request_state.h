@@ -29,8 +29,6 @@ struct SequenceState {
   Sequence* held = nullptr;
   std::vector<TokenId> held_tokens;
   std::int32_t index = 0;
-  std::int32_t num_output = 0;
-  std::int32_t num_seen_computed = 0;  // the most tokens that were ever computed at once
   double cumulative_logprob = 0.0;
   FinishReason finish_reason = FinishReason::kNone;
   TokenId stop_token = -1;
@@ -45,6 +43,7 @@ struct SequenceState {
   std::vector<TokenLogprob> logprobs;
 
   void note_seen(TokenId token, bool is_output);
+  std::int32_t num_output() const;  // REQUIRES: it is live
   // Prompt and output of a live or held sequence.
   std::span<const TokenId> tokens() const {
     if (sequence != nullptr) return sequence->tokens();
@@ -109,6 +108,13 @@ struct RequestState {
   SequenceState& fork_sequence(const SequenceState& parent, Sequence& sequence);
   // Readies the row of a sequence for its next token.
   void prepare_row(SequenceState& state) const;
+  // Whether from now on only the position changes in the row of a sequence, and nothing but the
+  // token is to be noted for each step.
+  bool decodes_plainly(const SequenceState& state) const;
 };
+
+inline std::int32_t SequenceState::num_output() const {
+  return sequence->num_tokens() - request->num_prompt_tokens;
+}
 
 }  // namespace pagedcore

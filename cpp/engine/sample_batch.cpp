@@ -10,11 +10,10 @@ SampleBatch::SampleBatch(Backend& backend, const Buffer& workspace, std::int64_t
       vocab_size_(vocab_size),
       max_samples_(max_samples),
       workspace_(workspace),
+      rows_(max_samples),
       tokens_(max_samples),
       logprobs_(max_samples),
-      ranks_(max_samples) {
-  rows_.reserve(max_samples);
-}
+      ranks_(max_samples) {}
 
 void SampleBatch::reserve_top(std::int32_t num_top) {
   if (num_top <= max_top_) return;
@@ -28,7 +27,7 @@ void SampleBatch::run(const float* logits, std::int32_t num_rows) {
   params.logits = logits;
   params.num_rows = num_rows;
   params.vocab_size = vocab_size_;
-  params.samples = rows_;
+  params.samples = std::span(rows_).first(size_);
   params.outputs = {.tokens = tokens_,
                     .logprobs = logprobs_,
                     .ranks = ranks_,

@@ -20,21 +20,33 @@ class SampleBatch {
   // Makes room for rows that report up to `num_top` tokens.
   void reserve_top(std::int32_t num_top);
 
-  void clear() { rows_.clear(); }
-  std::int32_t size() const { return static_cast<std::int32_t>(rows_.size()); }
+  void clear() { size_ = 0; }
+  std::int32_t size() const { return size_; }
   std::int64_t max_logprob_entries() const { return std::int64_t{size()} * (1 + max_top_); }
   // Adds a sample and gives its index. REQUIRES: size() < max_samples.
   std::int32_t add(const SampleRow& row) {
-    rows_.push_back(row);
-    return size() - 1;
+    rows_[size_] = row;
+    return size_++;
+  }
+  // Adds the `count` samples that the last batch had at these places, one position further, from
+  // as many logit rows.
+  void advance(std::int32_t count, std::int32_t first_logit_row) {
+    for (std::int32_t i = 0; i < count; ++i) {
+      SampleRow& row = rows_[size_++];
+      row.logit_row = first_logit_row + i;
+      ++row.position;
+    }
   }
   SampleRow& row(std::int32_t sample) { return rows_[sample]; }
+  std::int64_t position(std::int32_t sample) const { return rows_[sample].position; }
 
   // Samples all rows from logits [num_rows, vocab_size].
   void run(const float* logits, std::int32_t num_rows);
 
   TokenId token(std::int32_t sample) const { return tokens_[sample]; }
-  std::span<const TokenId> tokens(std::int32_t sample) const { return {&tokens_[sample], 1}; }
+  std::span<const TokenId> tokens(std::int32_t sample, std::int32_t count = 1) const {
+    return std::span(tokens_).subspan(sample, count);
+  }
   float logprob(std::int32_t sample) const { return logprobs_[sample]; }
   std::span<const TokenId> top_tokens(std::int32_t sample) const {
     return std::span(top_tokens_).subspan(std::int64_t{sample} * max_top_, rows_[sample].num_top);
@@ -51,7 +63,8 @@ class SampleBatch {
   std::int32_t max_samples_;
   std::int32_t max_top_ = 0;
   const Buffer& workspace_;
-  std::vector<SampleRow> rows_;
+  std::int32_t size_ = 0;
+  std::vector<SampleRow> rows_;  // [max_samples]
   std::vector<TokenId> tokens_;
   std::vector<float> logprobs_;
   std::vector<std::int32_t> ranks_;

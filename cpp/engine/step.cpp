@@ -64,6 +64,7 @@ std::span<const SequenceUpdate> Engine::Impl::step() {
     compute();
     end = Clock::now();
   } catch (...) {
+    lanes.clear();
     scheduler.abandon();
     throw;
   }
@@ -77,7 +78,7 @@ std::span<const SequenceUpdate> Engine::Impl::step() {
       microseconds_between(now, begin) + microseconds_between(end, Clock::now());
   counters.total_device_us += counters.step_device_us;
   counters.total_host_us += counters.step_host_us;
-  return updates;
+  return updates.all();
 }
 
 void Engine::Impl::note_preemptions(const StepPlan& plan) {
@@ -127,24 +128,12 @@ void Engine::Impl::build(const StepPlan& plan) {
   samples.clear();
   targets.clear();
   prompt_rows.clear();
-  for (const Span& span : plan.spans) {
-    SequenceState& state = state_of(span);
-    const std::int32_t first_token = batch.add(span);
-    note_span(state, span);
-    const RequestState& request = *state.request;
-    if (request.wants_prompt_logprobs()) {
-      const std::int32_t begin = std::max(span.context_len, request.num_prompt_logprobs_done);
-      const std::int32_t end =
-          std::min(span.context_len + span.query_len, request.num_prompt_tokens - 1);
-      if (begin < end) {
-        prompt_rows.push_back(
-            {state.request, begin, first_token + begin - span.context_len, end - begin});
-      }
-    }
-    if (!span.reaches_end) continue;
-    targets.push_back({&state, samples.size()});
-    add_samples(state, batch.add_logit_row(first_token + span.query_len - 1));
+  for (std::size_t i = 0; i < plan.spans.size();) {
+    i += repeat_lanes(std::span(plan.spans).subspan(i));
+    if (i < plan.spans.size()) add_span(plan.spans[i++]);
   }
+  lanes.resize(batch.num_seqs());
+  num_sampled_rows = batch.num_logit_rows();
   for (const PromptRows& rows : prompt_rows) {
     for (std::int32_t i = 0; i < rows.count; ++i) batch.add_logit_row(rows.first_token + i);
   }
@@ -152,33 +141,84 @@ void Engine::Impl::build(const StepPlan& plan) {
   counters.num_computed_tokens += plan.num_tokens;
 }
 
-void Engine::Impl::note_span(SequenceState& state, const Span& span) {
+// Adds as many of the spans, from the first one on, as go on in their lanes of the last step.
+std::size_t Engine::Impl::repeat_lanes(std::span<const Span> spans) {
+  const auto first_lane = static_cast<std::size_t>(batch.num_seqs());
+  const std::int32_t first_sample = samples.size();
+  const std::size_t limit =
+      std::min(spans.size(), lanes.size() - std::min(first_lane, lanes.size()));
+  std::size_t count = 0;
+  for (; count < limit && spans[count].is_plain_decode; ++count) {
+    const DecodeLane& lane = lanes[first_lane + count];
+    const bool goes_on = lane.sequence == spans[count].sequence &&
+                         lane.sample == first_sample + static_cast<std::int32_t>(count);
+    if (!goes_on) break;
+  }
+  if (count == 0) return 0;
+  const auto num_repeated = static_cast<std::int32_t>(count);
+  samples.advance(num_repeated, batch.num_logit_rows());
+  batch.advance(spans.first(count), samples.tokens(first_sample, num_repeated));
+  return count;
+}
+
+void Engine::Impl::add_span(const Span& span) {
+  SequenceState& state = state_of(span);
   RequestState& request = *state.request;
+  const std::int32_t first_token = batch.add(span);
+  note_span(request, span);
+  if (request.wants_prompt_logprobs()) {
+    const std::int32_t begin = std::max(span.context_len, request.num_prompt_logprobs_done);
+    const std::int32_t end =
+        std::min(span.context_len + span.query_len, request.num_prompt_tokens - 1);
+    if (begin < end) {
+      prompt_rows.push_back({&request, begin, first_token + begin - span.context_len, end - begin});
+    }
+  }
+  const std::int32_t index = batch.num_seqs() - 1;
+  if (lanes.size() < static_cast<std::size_t>(batch.num_seqs())) lanes.resize(batch.num_seqs());
+  lanes[index] = {};
+  if (!span.reaches_end) return;
+  const std::int32_t sample =
+      add_samples(state, batch.add_logit_row(first_token + span.query_len - 1));
+  const bool is_token_of_lane = first_token == index && span.query_len == 1;
+  if (is_token_of_lane && request.decodes_plainly(state)) {
+    open_lane(lanes[index], state, sample);
+  } else {
+    targets.push_back({&state, sample, index});
+  }
+}
+
+void Engine::Impl::open_lane(DecodeLane& lane, SequenceState& state, std::int32_t sample) {
+  const RequestState& request = *state.request;
+  lane.sequence = state.sequence;
+  lane.state = &state;
+  for (const TokenId token : request.stop_tokens) lane.stop_filter |= 1ull << (token & 63);
+  lane.sample = sample;
+  lane.last_position = request.max_total_tokens - 1;
+}
+
+void Engine::Impl::note_span(RequestState& request, const Span& span) {
   if (!request.has_run) {
     request.has_run = true;
     request.metrics.queue_us =
         static_cast<std::int64_t>(microseconds_between(request.arrival, now));
     request.metrics.num_cached_tokens = span.context_len;
   }
-  const std::int32_t end = span.context_len + span.query_len;
-  if (span.context_len < state.num_seen_computed) {
-    request.metrics.num_recomputed_tokens +=
-        std::min(end, state.num_seen_computed) - span.context_len;
-  }
-  state.num_seen_computed = std::max(state.num_seen_computed, end);
+  request.metrics.num_recomputed_tokens += span.num_recomputed;
 }
 
-void Engine::Impl::add_samples(SequenceState& state, std::int32_t logit_row) {
+std::int32_t Engine::Impl::add_samples(SequenceState& state, std::int32_t logit_row) {
   const RequestState& request = *state.request;
   request.prepare_row(state);
   state.row.logit_row = logit_row;
   const std::int32_t sample = samples.add(state.row);
-  if (!request.awaits_first_token() || request.beams != nullptr) return;
+  if (!request.awaits_first_token() || request.beams != nullptr) return sample;
   // The first tokens of all siblings come from one row.
   for (std::int32_t i = 1; i < request.num_sequences; ++i) {
     samples.add(samples.row(sample));
     samples.row(sample + i).seed = request.seed_of(i);
   }
+  return sample;
 }
 
 void Engine::Impl::move_blocks(const StepPlan& plan) {
@@ -200,9 +240,8 @@ void Engine::Impl::compute() {
   if (host_batch.num_tokens == 0) return;
   staged = backend->stage(host_batch);
   backend->run(staged, [this] { logits = decoder.forward(staged, cache); });
-  const auto num_sampled = static_cast<std::int32_t>(targets.size());
-  samples.run(logits, num_sampled);
-  if (!prompt_rows.empty()) compute_prompt_logprobs(num_sampled);
+  samples.run(logits, num_sampled_rows);
+  if (!prompt_rows.empty()) compute_prompt_logprobs(num_sampled_rows);
 }
 
 // The rows of prompt tokens lie behind those to sample from. There may be many more of them than
@@ -237,16 +276,39 @@ void Engine::Impl::compute_prompt_logprobs(std::int32_t first_row) {
 }
 
 void Engine::Impl::take_tokens() {
-  for (const Target& target : targets) {
-    RequestState& request = *target.state->request;
-    if (request.beams != nullptr) {
-      offer_candidates(*target.state, target.sample);
-    } else if (request.awaits_first_token()) {
-      take_first_tokens(*target.state, target.sample);
-    } else {
-      take_token(*target.state, target.sample);
+  auto target = targets.begin();
+  for (std::int32_t i = 0; i < batch.num_seqs(); ++i) {
+    if (lanes[i].sequence != nullptr) {
+      take_from_lane(lanes[i]);
+    } else if (target != targets.end() && target->span == i) {
+      take_from_target(*target++);
     }
   }
+}
+
+void Engine::Impl::take_from_target(const Target& target) {
+  RequestState& request = *target.state->request;
+  if (request.beams != nullptr) {
+    offer_candidates(*target.state, target.sample);
+  } else if (request.awaits_first_token()) {
+    take_first_tokens(*target.state, target.sample);
+  } else {
+    take_token(*target.state, target.sample);
+  }
+}
+
+// take_token() where nothing but the token is to be noted.
+void Engine::Impl::take_from_lane(DecodeLane& lane) {
+  const TokenId token = samples.token(lane.sample);
+  const bool may_stop = (lane.stop_filter >> (token & 63) & 1) != 0;
+  if (may_stop || samples.position(lane.sample) >= lane.last_position) {
+    return take_token(*lane.state, lane.sample);
+  }
+  scheduler.append_token(*lane.sequence, token);
+  ++counters.num_output_tokens;
+  if (updates.repeat(lane.update)) return;
+  lane.update = updates.size();
+  report(*lane.state, samples.tokens(lane.sample), {});
 }
 
 // What PreemptionMode::kAuto goes by: the speed of steps that are mostly prompt, and of the steps'

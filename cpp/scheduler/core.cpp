@@ -91,7 +91,6 @@ Sequence& SchedulerCore::enqueue(const GroupSpec& spec, std::vector<TokenId> tok
   group->tenant_ = spec.tenant;
   group->enqueued_step_ = step_;
   group->sequences_.push_back(make_sequence(*group, std::move(tokens), num_prompt_tokens));
-  group->only_ = group->sequences_[0].get();
   group->salt_ = kv_->acquire_salt(spec.cache_salt);
   Sequence& sequence = *group->sequences_[0];
   waiting_.emplace(key(*group), group.get());
@@ -183,7 +182,7 @@ Sequence& SchedulerCore::fork(Sequence& sequence, std::int32_t num_tokens) {
   kv_->fork(sequence, *child, pending_copies_);
   take_row(*child);
   group.sequences_.push_back(std::move(child));
-  group.only_ = nullptr;
+  if (group.num_live() == 2) running_.set_only(group, nullptr);
   return *group.sequences_.back();
 }
 
@@ -195,9 +194,9 @@ void SchedulerCore::release_blocks(Sequence& sequence, bool content_is_good) {
 void SchedulerCore::remove_from_queue(SequenceGroup& group) {
   if (group.state_ == GroupState::kFinished) return;
   if (group.state_ == GroupState::kRunning) {
-    running_.erase(std::find(running_.begin(), running_.end(), &group));
-    num_running_seqs_ -= group.num_sequences_;
     set_partial(group, false);
+    running_.erase(group);
+    num_running_seqs_ -= group.num_sequences_;
   } else {
     queue_of(group).erase(key(group));
     set_waits_with_blocks(group, false);
@@ -220,7 +219,6 @@ void SchedulerCore::end_group(SequenceGroup& group) {
     sequences_.erase(sequence->id_);
   }
   group.sequences_.clear();
-  group.only_ = nullptr;
   erase_if_empty(group);
 }
 
@@ -239,12 +237,13 @@ std::unique_ptr<Sequence> SchedulerCore::detach(Sequence& sequence) {
       group.sequences_, [&](const auto& sibling) { return sibling->waits_for_ == &sequence; });
   std::unique_ptr<Sequence> detached = std::move(*found);
   group.sequences_.erase(found);
-  group.only_ = group.num_live() == 1 ? group.sequences_[0].get() : nullptr;
   if (group.sequences_.empty()) {
     remove_from_queue(group);
     group.state_ = GroupState::kFinished;
   } else if (others_wait) {
     preempt(group, PreemptionCause::kSibling, false);
+  } else if (group.state_ == GroupState::kRunning && group.num_live() == 1) {
+    running_.set_only(group, only_of(group));
   }
   return detached;
 }
@@ -265,6 +264,7 @@ void SchedulerCore::hold(Sequence& sequence) {
   SequenceGroup& group = *sequence.group_;
   group.held_.push_back(detach(sequence));
   give_row_back(sequence);
+  kv_->on_blocks_filled(sequence);
   sequence.table_.truncate(sequence.num_computed_);
 }
 

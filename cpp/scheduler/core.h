@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpp/scheduler/running_list.h"
 #include "pagedcore/kv_manager.h"
 #include "pagedcore/scheduler.h"
 #include "pagedcore/sequence.h"
@@ -75,12 +76,14 @@ class SchedulerCore {
   void give_row_back(Sequence& sequence);
 
   // plan.cpp: one step
-  static bool can_decode(const Sequence& sequence);
+  static bool lacks_one_token(const Sequence& sequence);
+  bool has_place(Sequence& sequence);
   void schedule_running();
   void schedule_catch_up(SequenceGroup& group);
   void grow_partial(SequenceGroup& group);
   void extend_partially(SequenceGroup& group, std::int32_t num_blocks);
   void set_partial(SequenceGroup& group, bool is_partial);
+  static Sequence* only_of(const SequenceGroup& group);
   void admit();
   // The group that is to run next, or null; quotas make it pass over some.
   SequenceGroup* next_to_admit();
@@ -125,7 +128,7 @@ class SchedulerCore {
   std::shared_ptr<KvManager> kv_;
   std::unordered_map<RequestId, std::unique_ptr<SequenceGroup>> groups_;
   std::unordered_map<SequenceId, Sequence*> sequences_;
-  std::vector<SequenceGroup*> running_;
+  RunningList running_;
   Queue resumed_;  // preempted and swapped groups: they run before anything that waits
   Queue waiting_;
   std::vector<SequenceGroup*> catching_up_;  // scratch of schedule_running()

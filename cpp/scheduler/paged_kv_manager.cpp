@@ -29,7 +29,8 @@ bool PagedKvManager::try_extend(Sequence& sequence, std::int32_t num_tokens,
   if (!blocks.try_prepare_write(begin, num_tokens, copies)) return false;
   pin_sources(std::span(copies).subspan(num_copies));
   const std::int32_t first = begin / block_size_;
-  if (cache_) cache_->before_write(blocks.blocks()[first], begin % block_size_);
+  if (cache_ && begin % block_size_ != 0)
+    cache_->before_write(blocks.blocks()[first], begin % block_size_);
   set_writable_end(sequence, static_cast<std::int32_t>(blocks.num_slots()));
   mark_changed(sequence, first);
   return true;
@@ -62,6 +63,7 @@ void PagedKvManager::shrink(SequenceGroup& group, std::int32_t num_blocks) {
     const std::int32_t keep = blocks.num_blocks() - 1;
     if (keep < 0) return;
     if (longest.num_computed() > keep * block_size_) {
+      on_blocks_filled(longest);
       register_tail(longest);
       set_num_computed(longest, keep * block_size_);
     }
@@ -110,6 +112,7 @@ void PagedKvManager::register_tail(Sequence& sequence) {
 
 void PagedKvManager::release(Sequence& sequence, bool content_is_good) {
   if (content_is_good && waits_for(sequence) == nullptr && !sequence.table().empty()) {
+    on_blocks_filled(sequence);
     register_tail(sequence);
   }
   table(sequence).clear();

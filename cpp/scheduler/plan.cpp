@@ -41,17 +41,13 @@ void SchedulerCore::commit() {
   plan_is_open_ = false;
   for (const Span& span : plan_.spans) {
     Sequence& sequence = *span.sequence;
-    const std::int32_t before = sequence.num_computed_;
     sequence.num_computed_ += span.query_len;
-    if (before < sequence.max_computed_) [[unlikely]] {
-      const std::int32_t again = std::min(sequence.num_computed_, sequence.max_computed_) - before;
-      sequence.group_->num_recomputed_tokens_ += again;
-      counters_.recomputed_tokens += again;
+    if (span.num_recomputed > 0) [[unlikely]] {
+      sequence.group_->num_recomputed_tokens_ += span.num_recomputed;
+      counters_.recomputed_tokens += span.num_recomputed;
     }
     sequence.max_computed_ = std::max(sequence.max_computed_, sequence.num_computed_);
-    const bool may_fill_block =
-        span.query_len > 1 || sequence.num_computed_ == sequence.writable_end_;
-    if (may_fill_block) kv_->on_blocks_filled(sequence);
+    if (!span.is_plain_decode) kv_->on_blocks_filled(sequence);
   }
   kv_->end_step();
   counters_.scheduled_tokens += plan_.num_tokens;
@@ -61,22 +57,39 @@ void SchedulerCore::commit() {
 }
 
 void SchedulerCore::plan_span(Sequence& sequence, std::int32_t num_tokens) {
-  plan_.spans.push_back({.sequence = &sequence,
-                         .context_len = sequence.num_computed_,
-                         .query_len = num_tokens,
-                         .first_changed_block = sequence.first_changed_block_,
-                         .reaches_end = num_tokens == num_uncomputed(sequence)});
-  if (std::exchange(sequence.table_changed_, false)) {
+  const std::int32_t num_computed = sequence.num_computed_;
+  const std::int32_t first_changed_block = sequence.first_changed_block_;
+  const bool reaches_end = num_tokens == sequence.num_tokens() - num_computed;
+  const bool is_new = num_computed >= sequence.max_computed_;
+  const bool table_changed = sequence.table_changed_;
+  // Where a sequence runs anew, its table has changed from the first block on.
+  const bool goes_on = first_changed_block > 0;
+  plan_.spans.push_back(
+      {.sequence = &sequence,
+       .context_len = num_computed,
+       .query_len = num_tokens,
+       .first_changed_block = first_changed_block,
+       .num_recomputed = is_new ? 0 : std::min(num_tokens, sequence.max_computed_ - num_computed),
+       .reaches_end = reaches_end,
+       .table_changed = table_changed,
+       .is_plain_decode = num_tokens == 1 && reaches_end && is_new && goes_on});
+  if (table_changed) {
+    sequence.table_changed_ = false;
     sequence.first_changed_block_ = sequence.table_.num_blocks();
   }
   budget_ -= num_tokens;
 }
 
-// Whether one token is to be computed and has its place; then nothing else is to be decided.
-bool SchedulerCore::can_decode(const Sequence& sequence) {
+// Whether one token is to be computed, and nothing but its place may be missing.
+bool SchedulerCore::lacks_one_token(const Sequence& sequence) {
+  return sequence.num_tokens() == sequence.num_computed_ + 1 && sequence.waits_for_ == nullptr;
+}
+
+// Gives that token a place where that costs nobody anything.
+bool SchedulerCore::has_place(Sequence& sequence) {
   const std::int32_t num_tokens = sequence.num_tokens();
-  return num_tokens == sequence.num_computed_ + 1 && num_tokens <= sequence.writable_end_ &&
-         sequence.waits_for_ == nullptr;
+  return num_tokens <= sequence.writable_end_ ||
+         (quotas_.empty() && kv_->try_extend(sequence, num_tokens, plan_.copies));
 }
 
 // Sequences that lack one token come first, so that no prompt delays them; what is left of the
@@ -84,12 +97,13 @@ bool SchedulerCore::can_decode(const Sequence& sequence) {
 void SchedulerCore::schedule_running() {
   catching_up_.clear();
   for (std::size_t i = 0; i < running_.size();) {
-    SequenceGroup& group = *running_[i];
-    if (Sequence* sequence = group.only_; sequence != nullptr && can_decode(*sequence)) {
+    if (Sequence* sequence = running_.only(i);
+        sequence != nullptr && lacks_one_token(*sequence) && has_place(*sequence)) {
       if (budget_ > 0) plan_span(*sequence, 1);
       ++i;
       continue;
     }
+    SequenceGroup& group = *running_[i];
     bool lacks_more = group.is_partial_;
     bool must_extend = false;
     std::int32_t num_tokens = 0;
@@ -160,8 +174,14 @@ void SchedulerCore::extend_partially(SequenceGroup& group, std::int32_t num_bloc
 }
 
 void SchedulerCore::set_partial(SequenceGroup& group, bool is_partial) {
-  num_partial_ += is_partial - group.is_partial_;
+  if (group.is_partial_ == is_partial) return;
+  num_partial_ += is_partial ? 1 : -1;
   group.is_partial_ = is_partial;
+  if (group.state_ == GroupState::kRunning) running_.set_only(group, only_of(group));
+}
+
+Sequence* SchedulerCore::only_of(const SequenceGroup& group) {
+  return group.num_live() == 1 && !group.is_partial_ ? group.sequences_[0].get() : nullptr;
 }
 
 std::int32_t SchedulerCore::headroom(const SequenceGroup* except) const {
@@ -252,7 +272,7 @@ void SchedulerCore::start_running(SequenceGroup& group) {
   const auto comes_before = [](const SequenceGroup* a, const SequenceGroup* b) {
     return key(*a) < key(*b);
   };
-  running_.insert(std::ranges::upper_bound(running_, &group, comes_before), &group);
+  running_.insert(group, only_of(group), comes_before);
   for (const auto& sequence : group.sequences_) {
     sequence->tokens_.reserve(group.max_total_tokens_);
     sequence->table_.reserve_ids(group.max_total_tokens_);

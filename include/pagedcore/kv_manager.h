@@ -52,7 +52,8 @@ class PAGEDCORE_API KvManager {
   virtual void shrink(SequenceGroup&, std::int32_t /*num_blocks*/) {}
   // `child` is new; it gets the first num_computed(child) tokens of `parent`.
   virtual void fork(Sequence& parent, Sequence& child, std::vector<BlockCopy>& copies) = 0;
-  // num_computed of the sequence has reached or crossed the end of a block.
+  // Tokens of a prompt, or of a sequence that was preempted, were computed, or a sequence is held.
+  // What plain decoding fills is told of when the sequence ends or is preempted, by release().
   virtual void on_blocks_filled(Sequence&) {}
   // Takes the sequence's blocks back; its num_computed becomes 0. `content_is_good` is false where
   // copies or tokens of the step in flight were never carried out.

@@ -104,8 +104,6 @@ class PAGEDCORE_API SequenceGroup {
   friend class KvManager;
   friend class SchedulerCore;
 
-  // A decode step touches this cache line only.
-  alignas(64) Sequence* only_ = nullptr;  // the live sequence where there is just one
   std::vector<std::unique_ptr<Sequence>> sequences_;
   RequestId request_id_ = 0;
   std::int32_t priority_ = 0;

@@ -16,7 +16,11 @@ struct Span {
   std::int32_t query_len = 0;
   // Entries of the sequence's table from here on may differ from those at its last span.
   std::int32_t first_changed_block = 0;
-  bool reaches_end = false;  // the span holds the sequence's last token: sample from it
+  std::int32_t num_recomputed = 0;  // of the span's tokens: computed before, and lost since
+  bool reaches_end = false;         // the span holds the sequence's last token: sample from it
+  bool table_changed = true;        // first_changed_block tells of a change
+  // One token, the last, never computed before, right behind the sequence's last span.
+  bool is_plain_decode = false;
 };
 
 // What one step does, in this order: swap_out, swap_in, copies, forward over the spans. A step has

@@ -1,0 +1,39 @@
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <vector>
+
+#include "pagedcore/request.h"
+
+namespace pagedcore {
+
+// The updates of one step. Those of the step before lie where they were until this step's take
+// their places, so that one that comes again need not be written again.
+class UpdateList {
+ public:
+  void clear() { size_ = 0; }
+  std::int32_t size() const { return size_; }
+  // Makes room, so that so many updates come without an allocation.
+  void reserve(std::size_t count) {
+    if (updates_.size() < count) updates_.resize(count);
+  }
+  SequenceUpdate& add() {
+    if (updates_.size() == static_cast<std::size_t>(size_)) updates_.emplace_back();
+    return updates_[size_++] = {};
+  }
+  // Adds the last step's update number `index` again; false where its place is not the next.
+  bool repeat(std::int32_t index) {
+    if (index != size_) return false;
+    ++size_;
+    return true;
+  }
+  SequenceUpdate& back() { return updates_[size_ - 1]; }
+  std::span<const SequenceUpdate> all() const { return std::span(updates_).first(size_); }
+
+ private:
+  std::int32_t size_ = 0;
+  std::vector<SequenceUpdate> updates_;
+};
+
+}  // namespace pagedcore
