@@ -1,0 +1,198 @@
+"""How a step's cost grows with batch, context and position, at 1 and 2 threads, as plots.
+
+    python bench/growth.py MODEL_DIR                 measures, writes results/growth_cpu.jsonl
+    python bench/growth.py --plot                    draws growth.svg from it (needs matplotlib)
+
+The longest context is computed once; every other context is a fork of it at an earlier token, and
+other thread counts load its snapshot. Each figure is the median of some steps; beside it stands the
+least time that bytes and operations allow at the limits measured just before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pagedcore import LLM, SamplingParams, _core
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "growth_cpu.jsonl"
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+CONTEXTS = (128, 512, 2048, 8192, 32_000)
+BATCH_CONTEXT = 128
+CHUNK = 2048
+STEPS = 16
+FIRST_ID, LAST_ID = 300, 19_000
+
+
+class Floor:
+    """The least time of a step: bytes over bandwidth or operations over peak."""
+
+    def __init__(self, llm: LLM, limits: _core.CpuLimits) -> None:
+        model, plan = llm.engine.model_config, llm.engine.memory_plan
+        self._bandwidth = limits.dram_gb_s * 1e9
+        self._peak = limits.bf16_gflop_s * 1e9
+        self._head = model.vocab_size * model.hidden_size
+        self._body = llm.num_weights - self._head * (1 if model.tied_embeddings else 2)
+        self._weight_bytes = llm.weight_bytes * (self._body + self._head) / llm.num_weights
+        self._token_bytes = plan.block_bytes / llm.engine.config.block_size
+        self._pair_flops = 4 * model.num_heads * model.head_dim * model.num_layers
+
+    def milliseconds(self, tokens: int, pairs: int, kv_tokens: int, samples: int) -> float:
+        """Of a step over `tokens`, with `pairs` of query and key and `kv_tokens` of K and V."""
+        bytes_read = self._weight_bytes + self._token_bytes * kv_tokens
+        flops = 2 * (self._body * tokens + self._head * samples) + self._pair_flops * pairs
+        return 1e3 * max(bytes_read / self._bandwidth, flops / self._peak)
+
+
+def step_milliseconds(engine: _core.Engine) -> float:
+    """Wall time of one engine step."""
+    start = time.perf_counter()
+    engine.step()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def decode_milliseconds(engine: _core.Engine) -> float:
+    """Median wall time of a decode step of what is running; the first one may finish prompts."""
+    return statistics.median(step_milliseconds(engine) for _ in range(STEPS))
+
+
+def greedy(max_tokens: int) -> _core.SamplingParams:
+    """Argmax decoding that no end-of-sequence stops."""
+    return SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True).core
+
+
+def measure_batches(llm: LLM, floor: Floor, random: np.random.Generator) -> Iterator[dict]:
+    """A decode step of 1 to 128 sequences of equal context."""
+    for batch in BATCHES:
+        running = [
+            llm.engine.add_request(prompt.tolist(), greedy(STEPS + 8))
+            for prompt in random.integers(FIRST_ID, LAST_ID, (batch, BATCH_CONTEXT))
+        ]
+        while len(llm.engine.step()) < batch:
+            pass
+        milliseconds = decode_milliseconds(llm.engine)
+        kv_tokens = batch * (BATCH_CONTEXT + STEPS // 2)
+        least = floor.milliseconds(batch, kv_tokens, kv_tokens, batch)
+        yield {"growth": "batch", "x": batch, "ms": milliseconds, "least_ms": least}
+        for request in running:
+            llm.engine.abort(request)
+
+
+def measure_contexts(llm: LLM, floor: Floor, longest: int) -> Iterator[dict]:
+    """A decode step of one sequence, forked from `longest` at ever later tokens."""
+    for context in CONTEXTS:
+        branch = llm.engine.fork(longest, greedy(STEPS + 8), at_token=context)
+        llm.engine.step()
+        milliseconds = decode_milliseconds(llm.engine)
+        least = floor.milliseconds(1, context, context, 1)
+        yield {"growth": "context", "x": context, "ms": milliseconds, "least_ms": least}
+        llm.engine.abort(branch)
+
+
+def measure_prefill(llm: LLM, floor: Floor, prompt: list[int]) -> Iterator[dict]:
+    """Every chunk of one long prompt; the last line holds the request's snapshot."""
+    request = llm.engine.add_request(prompt, greedy(2), hold=True)
+    for position in range(0, len(prompt), CHUNK):
+        milliseconds = step_milliseconds(llm.engine)
+        pairs = CHUNK * position + CHUNK * (CHUNK + 1) // 2
+        least = floor.milliseconds(CHUNK, pairs, position + CHUNK, 0)
+        if position + CHUNK <= len(prompt):
+            yield {"growth": "position", "x": position, "ms": milliseconds, "least_ms": least}
+    while llm.engine.has_unfinished():
+        llm.engine.step()
+    yield {"snapshot": llm.engine.save(request), "request": request}
+
+
+def measure(model: str, threads: int, snapshot: bytes | None) -> Iterator[dict]:
+    """All figures at one thread count; without a snapshot, of the prefill too."""
+    llm = LLM(
+        model,
+        num_threads=threads,
+        max_model_len=CONTEXTS[-1] + 64,
+        max_num_batched_tokens=CHUNK,
+        kv_cache_bytes=2 << 30,
+        enable_prefix_caching=False,
+    )
+    limits = _core.measure_cpu_limits(threads)
+    floor, random = Floor(llm, limits), np.random.default_rng(0)
+    yield from measure_batches(llm, floor, random)
+    if snapshot is None:
+        prompt = random.integers(FIRST_ID, LAST_ID, CONTEXTS[-1] + 32).tolist()
+        for line in measure_prefill(llm, floor, prompt):
+            yield line
+        longest = line["request"]
+    else:
+        longest = llm.engine.load(snapshot, greedy(1), hold=True)
+        while llm.engine.has_unfinished():
+            llm.engine.step()
+    yield from measure_contexts(llm, floor, longest)
+    yield {"limits": {"dram_gb_s": limits.dram_gb_s, "bf16_gflop_s": limits.bf16_gflop_s}}
+
+
+def plot(results: Path, image: Path) -> None:
+    """One panel a kind of growth, one colour a thread count, floors dashed."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    titles = {
+        "batch": "sequences of 128 tokens in a decode step",
+        "context": "context of one decoding sequence, tokens",
+        "position": f"position of a {CHUNK}-token prefill chunk",
+    }
+    figure, axes = pyplot.subplots(1, len(titles), figsize=(13, 4), layout="constrained")
+    for axis, (growth, title) in zip(axes, titles.items()):
+        for colour, threads in (("tab:blue", 1), ("tab:orange", 2)):
+            points = [p for p in lines if p.get("growth") == growth and p["threads"] == threads]
+            xs = [p["x"] for p in points]
+            if not xs:
+                continue
+            label = f"{threads} thread" + ("s" if threads > 1 else "")
+            axis.plot(xs, [p["ms"] for p in points], "o-", color=colour, label=label)
+            least = [p["least_ms"] for p in points]
+            axis.plot(xs, least, "--", color=colour, alpha=0.6, label=f"{label}, limit")
+        axis.set(xlabel=title, ylabel="ms a step")
+        if growth == "position":
+            axis.set(ylim=(0, None))
+        else:
+            axis.set(xscale="log", yscale="log")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(image, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("--threads", type=int, nargs="+", default=[2, 1], help="the first prefills")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--plot", action="store_true", help="draw --results, measure nothing")
+    args = parser.parse_args()
+    if args.plot:
+        plot(args.results, HERE / "growth.svg")
+        return
+    if args.model is None:
+        parser.error("MODEL_DIR is needed to measure")
+    snapshot = None
+    with open(args.results, "w") as out:
+        for threads in args.threads:
+            for line in measure(args.model, threads, snapshot):
+                if "snapshot" in line:
+                    snapshot = line["snapshot"]
+                    continue
+                line = {"threads": threads} | line
+                print(json.dumps(line), flush=True)
+                out.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()
