@@ -53,12 +53,12 @@ struct AttentionArgs {
   PagedAttentionParams op;
   ForwardBatch batch;
   const StepHeader* header = nullptr;
-  const DecodeItem* items = nullptr;  // [header->num_items]
+  const DecodeItem* items = nullptr;  // [header->num_items], then DecodeMembers
   const std::int32_t* prefill =
       nullptr;                        // [header->num_prefill] sequences with more than one token
-  float* partial_out = nullptr;       // [items, num_heads, head_dim]
-  float2* partial_max_sum = nullptr;  // [items, num_heads]
-  std::uint32_t* arrivals = nullptr;  // [items, head tiles] zero between launches
+  float* partial_out = nullptr;       // [slots, num_heads, head_dim]
+  float2* partial_max_sum = nullptr;  // [slots, num_heads]
+  std::uint32_t* arrivals = nullptr;  // [slots, head tiles] zero between launches
   int num_sms = 1;
   int sm_major = 8;
 };

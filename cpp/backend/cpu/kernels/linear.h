@@ -4,8 +4,8 @@
 
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
-// A linear op with x as the weights' format reads it: rows of x_stride operands, of which those
-// from in_features up to the next even number are zero.
+// A linear op with x as the weights' format reads it: rows of x_stride operands, with zeros from
+// in_features up to a whole number of steps.
 struct LinearTask {
   const LinearParams& params;
   const void* x;

@@ -1,41 +1,43 @@
 #pragma once
 
 #include PAGEDCORE_SIMD_HEADER
+#include PAGEDCORE_BYTES_HEADER
 
 #include <cstdint>
 
+// How one dtype of weights meets x. Sums run over steps of kStepInputs inputs, which are 16 bytes
+// of a weight's row: kQuads quads of 32-bit units of kUnitInputs inputs each. A Vec of weights
+// holds a quad of kLanes / 4 outputs, and the quad of x beside it is the same in all its groups,
+// so that an output has four sums, of the units at 4i, 4i + 1, ..; those are added at the end of a
+// segment. (A unit of kLanes outputs in a Vec would do with one sum, but putting such together
+// takes three times the shuffles.)
 namespace pagedcore::cpu::PAGEDCORE_ISA {
-
-// How one dtype of weights meets x. The sum of an output runs over units of kStep consecutive
-// inputs, one after the other; a Vec holds one unit of kLanes outputs. load_units reads kChunk
-// inputs at k of kLanes outputs and turns them into that; load_chunk_n reads the first n inputs of
-// one output, the rest 0.
 
 // Weights widened to float32, one fused multiply-add an input.
 template <typename T>
 struct FmaFormat {
   using Weight = T;
   using Operand = float;
+  using Sums = Vec;
   static constexpr bool kQuantized = false;
-  static constexpr int kStep = 1;
-  static constexpr int kInputsPerElement = 1;
-  static constexpr int kChunk = kLanes;  // inputs in a vector of units of one output
+  static constexpr int kUnitInputs = 1;
+  static constexpr int kQuads = sizeof(float) / sizeof(T);
+  static constexpr int kStepInputs = 4 * kQuads;
 
-  [[gnu::always_inline]] static void load_units(const void* const (&outputs)[kLanes],
-                                                std::int64_t k, Vec (&units)[kLanes]) {
-    if constexpr (sizeof(T) == sizeof(float)) {
-      load_transposed(outputs, k * static_cast<std::int64_t>(sizeof(float)), units);
+  // A step of the outputs at p, p + stride, .. (in bytes).
+  static void load_step(const void* p, std::int64_t stride, Vec (&quads)[kQuads]) {
+    if constexpr (kQuads == 1) {
+      quads[0] = load_quads(p, stride);
     } else {
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) units[i] = load(static_cast<const T*>(outputs[i]) + k);
-      transpose(units);
+      widen_quads(T{}, load_quads(p, stride), quads);
     }
   }
-  static Vec load_chunk_n(const Weight* w, int n) { return load_n(w, n); }
-  static Vec splat_unit(const Operand* x) { return splat(*x); }
-  static Vec multiply_add(Vec acc, Vec w, Vec x) { return fma(w, x, acc); }
+  static Sums no_sums() { return zero(); }
+  static Sums multiply_add(Sums sums, Vec w, Vec x) { return fma(w, x, sums); }
   // One unit of the first n outputs where outputs lie side by side; inputs are stride apart.
-  static Vec load_outputs(const Weight* w, std::int64_t, int, int n) { return load_n(w, n); }
+  static Vec load_outputs(const Weight* w, std::int64_t, std::int64_t, int n) {
+    return load_n(w, n);
+  }
 };
 
 // Pairs of bfloat16, multiplied and summed by the instruction that Dot wraps.
@@ -43,19 +45,18 @@ template <typename Dot>
 struct PairDotFormat {
   using Weight = BFloat16;
   using Operand = BFloat16;
+  using Sums = Vec;
   static constexpr bool kQuantized = false;
-  static constexpr int kStep = 2;
-  static constexpr int kInputsPerElement = 1;
-  static constexpr int kChunk = 2 * kLanes;
+  static constexpr int kUnitInputs = 2;
+  static constexpr int kQuads = 1;
+  static constexpr int kStepInputs = 8;
 
-  [[gnu::always_inline]] static void load_units(const void* const (&outputs)[kLanes],
-                                                std::int64_t k, Vec (&units)[kLanes]) {
-    load_transposed(outputs, k * static_cast<std::int64_t>(sizeof(Weight)), units);
+  static void load_step(const void* p, std::int64_t stride, Vec (&quads)[kQuads]) {
+    quads[0] = load_quads(p, stride);
   }
-  static Vec load_chunk_n(const Weight* w, int n) { return Dot::load_pairs_n(w, n); }
-  static Vec splat_unit(const Operand* x) { return Dot::splat_pair(x); }
-  static Vec multiply_add(Vec acc, Vec w, Vec x) { return Dot::dot_pairs(acc, w, x); }
-  static Vec load_outputs(const Weight* w, std::int64_t stride, int num_inputs, int n) {
+  static Sums no_sums() { return zero(); }
+  static Sums multiply_add(Sums sums, Vec w, Vec x) { return Dot::dot_pairs(sums, w, x); }
+  static Vec load_outputs(const Weight* w, std::int64_t stride, std::int64_t num_inputs, int n) {
     return Dot::zip_pairs(w, num_inputs > 1 ? w + stride : nullptr, n);
   }
 };
@@ -69,5 +70,33 @@ struct Bf16FormatOf<true> {
   using Type = PairDotFormat<Bf16Dot>;
 };
 using Bf16Format = Bf16FormatOf<kHasBf16Dot>::Type;
+
+// Weights of 8 or 4 bits. x is rounded to signed bytes with one scale for every group of inputs, so
+// that a group's sum of products is an exact integer; groups are added in float32 in their order.
+// An output is the same for every instruction set but for the last bits of that addition.
+template <int kBits>
+struct QuantizedFormat {
+  using Weight = std::uint8_t;
+  using Operand = std::int8_t;
+  using Sums = Bytes::Sums;
+  static constexpr bool kQuantized = true;
+  static constexpr int kUnitInputs = 4;
+  static constexpr int kQuads = 8 / kBits;  // of 4 bits: of even, then of odd inputs
+  static constexpr int kStepInputs = 16 * kQuads;
+  static constexpr int kOffset = kBits == 8 ? 128 : 8;  // of weights as load_step gives them
+
+  static void load_step(const void* p, std::int64_t stride, Vec (&quads)[kQuads]) {
+    const Vec raw = load_quads(p, stride);
+    if constexpr (kBits == 8) {
+      quads[0] = Bytes::flip_signs(raw);
+    } else {
+      quads[0] = Bytes::low_nibbles(raw);
+      quads[1] = Bytes::high_nibbles(raw);
+    }
+  }
+  static Sums no_sums() { return Bytes::splat_sum(0); }
+  static Sums multiply_add(Sums sums, Vec w, Vec x) { return Bytes::dot(sums, w, x); }
+  static Vec load_outputs(const Weight*, std::int64_t, std::int64_t, int) { return zero(); }
+};
 
 }  // namespace pagedcore::cpu::PAGEDCORE_ISA

@@ -1,17 +1,16 @@
 #pragma once
 
 #include "cpp/backend/cpu/kernels/linear.h"
-#include "cpp/backend/cpu/kernels/linear_quantized_stream.h"
-#include "cpp/backend/cpu/kernels/linear_tiles.h"
+#include "cpp/backend/cpu/kernels/linear_quantized.h"
 #include "cpp/backend/cpu/kernels/partition.h"
 
 // What drives the inner loops: one thread's share of a linear op, panel by panel.
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
 inline constexpr std::int64_t kStreamRows = 8;  // up to this many rows use weights from registers
-inline constexpr std::int64_t kPanelUnits =
-    512;  // units of a packed panel: it stays in the L2 cache
-inline constexpr int kTileRows = 6;
+// Rows whose sums registers hold; a few fewer fit a rest better.
+inline constexpr int kTileRows = kNumRegisters >= 32 ? 6 : 3;
+inline constexpr int kSmallTileRows = kNumRegisters >= 32 ? 4 : 2;
 inline constexpr std::int64_t kMaxFirstPrefetch = 32 << 10;
 
 inline constexpr std::int64_t num_groups(std::int64_t num_outputs) {
@@ -32,13 +31,12 @@ struct Panel {
   OutputRange range;
   int num_groups;
   int num_blocks;
-  Block<F> blocks[kPanelVectors];
+  Block<F> blocks[kPanelBlocks];
 };
 
 template <typename F>
 class LinearRunner {
  public:
-  using Weight = typename F::Weight;
   using Operand = typename F::Operand;
 
   LinearRunner(const LinearTask& task, int thread)
@@ -47,7 +45,8 @@ class LinearRunner {
         x_(static_cast<const Operand*>(task.x)),
         x_stride_(task.x_stride),
         panel_(reinterpret_cast<float*>(task.scratch + thread * task.scratch_bytes)),
-        sums_(panel_ + kPanelUnits * kPanelWidth),
+        copy_(panel_ + kPanelBlocks * kBlockFloats),
+        sums_(copy_ + kBlockFloats),
         gated_(params_.epilogue == LinearEpilogue::kGated) {}
 
   void run(const Share& share) {
@@ -82,10 +81,8 @@ class LinearRunner {
     }
     const std::int64_t num_outputs = params_.weights[w].out_features;
     if (num_groups(num_outputs) - group < limit) limit = num_groups(num_outputs) - group;
-    const int most = gated_ ? kPanelVectors / 2 : kPanelVectors;
-    panel.num_groups = limit <= most ? static_cast<int>(limit)
-                       : most == 4 && (limit == 5 || limit == 6 || limit == 9) ? 3
-                                                                               : most;
+    const int most = gated_ ? kPanelBlocks / 2 : kPanelBlocks;
+    panel.num_groups = limit < most ? static_cast<int>(limit) : most;
     panel.range.weight = w;
     panel.range.output = group * kLanes;
     panel.range.column += panel.range.output;
@@ -104,11 +101,13 @@ class LinearRunner {
   Block<F> block_at(int w, std::int64_t output) const {
     const LinearWeight& weight = params_.weights[w];
     const bool out_in = weight.layout == WeightLayout::kOutIn;
+    constexpr std::int64_t kWeightBytes = sizeof(typename F::Weight);
     const std::int64_t stride =
-        out_in ? params_.in_features / F::kInputsPerElement : weight.out_features;
+        out_in ? weight_bytes<F>(params_.in_features) : weight.out_features * kWeightBytes;
     const std::int64_t rest = weight.out_features - output;
-    Block<F> block{static_cast<const Weight*>(weight.data) + output * (out_in ? stride : 1), stride,
-                   weight.layout, rest < kLanes ? static_cast<int>(rest) : kLanes};
+    Block<F> block{
+        static_cast<const char*>(weight.data) + output * (out_in ? stride : kWeightBytes), stride,
+        weight.layout, rest < kLanes ? static_cast<int>(rest) : kLanes};
     if (F::kQuantized) {
       block.scales = weight.scales + output;
       block.zero_points = weight.zero_points ? weight.zero_points + output : nullptr;
@@ -130,10 +129,9 @@ class LinearRunner {
   }
 
   void prefetch_block(const Block<F>& block) const {
-    const auto* bytes = reinterpret_cast<const char*>(block.data);
-    const std::int64_t num_bytes = block.num_outputs * block.stride * sizeof(Weight);
+    const std::int64_t num_bytes = block.num_outputs * block.stride;
     for (std::int64_t i = 0; i < num_bytes && i < kMaxFirstPrefetch; i += 64)
-      prefetch_l2(bytes + i);
+      prefetch_l2(block.data + i);
   }
 
   void stream(const Panel<F>& panel, const Panel<F>& next_panel) {
@@ -145,25 +143,26 @@ class LinearRunner {
       const Block<F>& next = last ? next_panel.blocks[0] : panel.blocks[i + 1];
       float* sums = sums_ + i * kLanes;
       if (num_rows == 1) {
-        stream_rows<1>(panel.blocks[i], next, x, sums);
+        stream_one<1>(panel.blocks[i], next, x, sums);
+      } else if (num_rows == 2) {
+        stream_one<2>(panel.blocks[i], next, x, sums);
       } else if (num_rows <= 4) {
-        stream_rows<4>(panel.blocks[i], next, x, sums);
+        stream_one<4>(panel.blocks[i], next, x, sums);
       } else {
-        stream_rows<8>(panel.blocks[i], next, x, sums);
+        stream_one<8>(panel.blocks[i], next, x, sums);
       }
     }
     finish(panel, row_, num_rows, sums_);
   }
 
   template <int R>
-  void stream_rows(const Block<F>& block, const Block<F>& next, const Operand* const* x,
-                   float* sums) const {
+  void stream_one(const Block<F>& block, const Block<F>& next, const Operand* const* x,
+                  float* sums) const {
     if constexpr (F::kQuantized) {
       stream_quantized<F, R>(block, next, params_.in_features, params_.weights[0].group_size, x,
-                             quantized_rows(row_, R), sums);
+                             quantized_rows(row_, R), copy_, sums);
     } else {
-      stream_block<F, R>(block, reinterpret_cast<const char*>(next.data), params_.in_features, x,
-                         sums);
+      stream_block<F, R>(block, next, params_.in_features, x, copy_, sums);
     }
   }
 
@@ -184,33 +183,32 @@ class LinearRunner {
     do {
       const std::int64_t k_end = end_of_pass(k);
       const bool last = k_end == in_features;
-      for (int i = 0; i < panel.num_blocks; ++i) pack(panel, i, k, k_end);
+      for (int i = 0; i < panel.num_blocks; ++i) pack(panel.blocks[i], k, k_end, i);
       Prefetch<F> prefetch;
       if (!last || has_next) {
         const Panel<F>& next = last ? next_panel : panel;
         const std::int64_t next_k = last ? 0 : k_end;
-        const std::int64_t num_steps =
-            (row_end_ - row_ + kTileRows - 1) / kTileRows * ((k_end - k) / (4 * F::kStep));
+        const std::int64_t num_tiles = (row_end_ - row_ + kTileRows - 1) / kTileRows;
         prefetch = Prefetch<F>(next.blocks, next.num_blocks, next_k, end_of_pass(next_k),
-                               num_steps > 0 ? num_steps : 1);
+                               num_tiles * panel.num_blocks * num_quads_);
       }
       multiply_pass(panel, k, k_end, prefetch);
       k = k_end;
     } while (k < in_features);
   }
 
-  // Inputs from k on whose units fill the packed panel.
+  // Inputs from k on that fill the packed panel: a segment, or whole groups.
   std::int64_t end_of_pass(std::int64_t k) const {
-    constexpr std::int64_t kPanelInputs = kPanelUnits * F::kStep;
+    constexpr std::int64_t kPanelInputs = kSegmentQuads * 4 * F::kUnitInputs;
     return k + kPanelInputs < params_.in_features ? k + kPanelInputs : params_.in_features;
   }
 
-  void pack(const Panel<F>& panel, int i, std::int64_t k, std::int64_t k_end) {
-    const std::int64_t unit_stride = panel.num_blocks * kLanes;
+  void pack(const Block<F>& block, std::int64_t k, std::int64_t k_end, int i) {
+    float* panel = panel_ + i * kBlockFloats;
     if constexpr (F::kQuantized) {
-      pack_quantized(panel.blocks[i], k, k_end, unit_stride, panel_ + i * kLanes);
+      num_quads_ = pack_quantized(block, k, k_end, copy_, panel);
     } else {
-      pack_block(panel.blocks[i], k, k_end, unit_stride, panel_ + i * kLanes);
+      num_quads_ = pack_block(block, k, k_end, copy_, panel);
     }
   }
 
@@ -221,14 +219,15 @@ class LinearRunner {
     const std::int64_t sums_stride = k > 0 || k_end < params_.in_features ? kPanelWidth : 0;
     for (std::int64_t row = row_; row < row_end_;) {
       const std::int64_t rest = row_end_ - row;
-      const int tile_rows = rest == 1 ? 1 : rest % kTileRows == 0 || rest % kTileRows == 5 ? 6 : 4;
+      const bool is_full = rest % kTileRows == 0 || rest % kTileRows == kTileRows - 1;
+      const int tile_rows = rest == 1 ? 1 : is_full ? kTileRows : kSmallTileRows;
       float* sums = sums_ + (row - row_) * sums_stride;
       if (tile_rows == 1) {
-        multiply_rows<1>(panel, row, k, k_end, prefetch, sums);
-      } else if (tile_rows == 4) {
-        multiply_rows<4>(panel, row, k, k_end, prefetch, sums);
+        multiply_rows<1>(panel, row, k, prefetch, sums);
+      } else if (tile_rows == kTileRows) {
+        multiply_rows<kTileRows>(panel, row, k, prefetch, sums);
       } else {
-        multiply_rows<kTileRows>(panel, row, k, k_end, prefetch, sums);
+        multiply_rows<kSmallTileRows>(panel, row, k, prefetch, sums);
       }
       const int num_rows = rest < tile_rows ? static_cast<int>(rest) : tile_rows;
       if (k_end == params_.in_features) finish(panel, row, num_rows, sums);
@@ -237,27 +236,18 @@ class LinearRunner {
   }
 
   template <int R>
-  void multiply_rows(const Panel<F>& panel, std::int64_t row, std::int64_t k, std::int64_t k_end,
-                     Prefetch<F>& prefetch, float* sums) {
-    if (panel.num_blocks == 1) return multiply_one<R, 1>(panel, row, k, k_end, prefetch, sums);
-    if (panel.num_blocks == 2) return multiply_one<R, 2>(panel, row, k, k_end, prefetch, sums);
-    if constexpr (kPanelVectors == 4) {
-      if (panel.num_blocks == 3) return multiply_one<R, 3>(panel, row, k, k_end, prefetch, sums);
-      multiply_one<R, 4>(panel, row, k, k_end, prefetch, sums);
-    }
-  }
-
-  template <int R, int V>
-  void multiply_one(const Panel<F>& panel, std::int64_t row, std::int64_t k, std::int64_t k_end,
-                    Prefetch<F>& prefetch, float* sums) {
-    const std::int64_t num_units = (k_end - k + F::kStep - 1) / F::kStep;
+  void multiply_rows(const Panel<F>& panel, std::int64_t row, std::int64_t k, Prefetch<F>& prefetch,
+                     float* sums) {
     const Operand* x[R];
     rows_of_x(row, R, k, x);
-    if constexpr (F::kQuantized) {
-      multiply_quantized<F, R, V>(panel_, num_units, x, panel.blocks, quantized_rows(row, R), k,
-                                  params_.weights[0].group_size, prefetch, sums);
-    } else {
-      multiply_tile<F, R, V>(panel_, num_units, x, k == 0, prefetch, sums);
+    for (int i = 0; i < panel.num_blocks; ++i) {
+      const float* block = panel_ + i * kBlockFloats;
+      if constexpr (F::kQuantized) {
+        multiply_quantized<F, R>(block, num_quads_, x, panel.blocks[i], quantized_rows(row, R), k,
+                                 params_.weights[0].group_size, prefetch, sums + i * kLanes);
+      } else {
+        multiply_tile<F, R>(block, num_quads_, x, k == 0, prefetch, sums + i * kLanes);
+      }
     }
   }
 
@@ -265,9 +255,11 @@ class LinearRunner {
   const LinearParams& params_;
   const Operand* x_;
   std::int64_t x_stride_;
-  float* panel_;  // [num_units, num_blocks, kLanes]
+  float* panel_;  // [kPanelBlocks][num_quads, 4, kLanes]
+  float* copy_;   // of a block that is not whole
   float* sums_;   // [rows, kPanelWidth]
   bool gated_;
+  std::int64_t num_quads_ = 0;
   std::int64_t row_ = 0;
   std::int64_t row_end_ = 0;
 };

@@ -3,19 +3,36 @@
 #include "cpp/backend/cpu/kernels/linear_formats.h"
 #include "pagedcore/ops.h"
 
-// The inner loops of linear. All of them add the units of an output one after the other to one
-// accumulator that starts at zero, so an output's bits depend on its weights and its row of x only.
+// The inner loops of linear. Whatever the number of rows, the four sums of an output run over the
+// inputs of a segment in order, are added, and so are the segments: an output's bits depend on its
+// weights and its row of x only.
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
-// A panel is up to kPanelVectors blocks of kLanes outputs that are computed together.
-inline constexpr int kPanelVectors = kNumRegisters >= 32 ? 4 : 2;
-inline constexpr int kPanelWidth = kPanelVectors * kLanes;
+inline constexpr int kQuadBytes = 16;
+// Quads of a segment: those of a panel stay in the L2 cache, those of x in L1.
+inline constexpr std::int64_t kSegmentQuads = 128;
+inline constexpr std::int64_t kBlockFloats = kSegmentQuads * 4 * kLanes;
+// A panel is up to so many blocks of kLanes outputs.
+inline constexpr int kPanelBlocks = 4;
+inline constexpr int kPanelWidth = kPanelBlocks * kLanes;
+
+// Inputs of a segment; a group where weights are quantised.
+template <typename F>
+constexpr std::int64_t segment_inputs(std::int64_t group_size) {
+  return F::kQuantized ? group_size : kSegmentQuads / F::kQuads * F::kStepInputs;
+}
+
+// Bytes of `inputs` weights of one output.
+template <typename F>
+constexpr std::int64_t weight_bytes(std::int64_t inputs) {
+  return inputs * kQuadBytes / F::kStepInputs;
+}
 
 // kLanes outputs of one weight matrix, the last `kLanes - num_outputs` of them absent.
 template <typename F>
 struct Block {
-  const typename F::Weight* data;  // of the first output
-  std::int64_t stride;             // elements between outputs (kOutIn) or inputs (kInOut)
+  const char* data;     // of the first output
+  std::int64_t stride;  // bytes between outputs (kOutIn) or inputs (kInOut)
   WeightLayout layout;
   int num_outputs;
   const float* scales = nullptr;  // of quantised weights: [groups of inputs, num_outputs]
@@ -31,11 +48,11 @@ class Prefetch {
   Prefetch() = default;
   Prefetch(const Block<F>* blocks, int num_blocks, std::int64_t k, std::int64_t k_end,
            std::int64_t num_steps)
-      : blocks_(blocks), k_(k / F::kInputsPerElement) {
+      : blocks_(blocks), k_(k) {
     const bool by_input = blocks->layout == WeightLayout::kInOut;
     num_rows_ = by_input ? k_end - k : num_blocks * kLanes;
-    const std::int64_t num_inputs = (k_end - k) / F::kInputsPerElement;
-    row_bytes_ = (by_input ? num_blocks * kLanes : num_inputs) * sizeof(typename F::Weight);
+    row_bytes_ =
+        by_input ? num_blocks * kLanes * sizeof(typename F::Weight) : weight_bytes<F>(k_end - k);
     const std::int64_t num_lines = num_rows_ * (row_bytes_ / 64 + 1);
     lines_a_step_ = static_cast<int>((num_lines + num_steps - 1) / num_steps);
   }
@@ -54,10 +71,9 @@ class Prefetch {
       return false;
     }
     const bool by_input = blocks_->layout == WeightLayout::kInOut;
-    const auto* row =
-        by_input ? blocks_->data + (k_ + row_) * blocks_->stride
-                 : blocks_[row_ / kLanes].data + row_ % kLanes * blocks_[row_ / kLanes].stride + k_;
-    next_ = reinterpret_cast<const char*>(row);
+    const Block<F>& block = by_input ? blocks_[0] : blocks_[row_ / kLanes];
+    next_ = block.data + (by_input ? (k_ + row_) * block.stride
+                                   : row_ % kLanes * block.stride + weight_bytes<F>(k_));
     end_ = next_ + row_bytes_;
     ++row_;
     return true;
@@ -73,123 +89,194 @@ class Prefetch {
   int lines_a_step_ = 0;
 };
 
-// The units of a last chunk of fewer inputs.
+// Inputs of kLanes outputs, `stride` bytes between outputs, in whole steps.
+struct BlockRows {
+  const char* data;
+  std::int64_t stride;
+  std::int64_t num_steps;
+};
+
+// Inputs [k, k_end) of a kOutIn block: where they lie, or, where outputs or the end of a step are
+// missing, copied to `scratch` with zeros in their place.
 template <typename F>
-[[gnu::always_inline]] inline void load_units_n(const void* const (&outputs)[kLanes],
-                                                std::int64_t k, int num_inputs,
-                                                Vec (&units)[kLanes]) {
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) {
-    const auto* output = static_cast<const typename F::Weight*>(outputs[i]);
-    units[i] = F::load_chunk_n(output + k, num_inputs);
+BlockRows rows_of_block(const Block<F>& block, std::int64_t k, std::int64_t k_end, void* scratch) {
+  const std::int64_t num_steps = (k_end - k + F::kStepInputs - 1) / F::kStepInputs;
+  const char* data = block.data + weight_bytes<F>(k);
+  if (block.num_outputs == kLanes && num_steps * F::kStepInputs == k_end - k) {
+    return {data, block.stride, num_steps};
   }
-  transpose(units);
+  auto* copy = static_cast<char*>(scratch);
+  const std::int64_t stride = num_steps * kQuadBytes;
+  __builtin_memset(copy, 0, kLanes * stride);
+  for (int i = 0; i < block.num_outputs; ++i) {
+    __builtin_memcpy(copy + i * stride, data + i * block.stride, weight_bytes<F>(k_end - k));
+  }
+  return {copy, stride, num_steps};
 }
 
-// Where each output's inputs start; absent outputs read the last present one.
-template <typename F>
-[[gnu::always_inline]] inline void output_rows(const Block<F>& block,
-                                               const void* (&outputs)[kLanes]) {
-  for (int i = 0; i < kLanes; ++i) {
-    outputs[i] = block.data + (i < block.num_outputs ? i : block.num_outputs - 1) * block.stride;
+// The sums of kLanes outputs, in their order, from the four of each.
+[[gnu::always_inline]] inline Vec join_quads(const Vec (&sums)[4]) {
+  Vec units[4] = {sums[0], sums[1], sums[2], sums[3]};
+  transpose_quads(units);
+  return (units[0] + units[1]) + (units[2] + units[3]);
+}
+[[gnu::always_inline]] inline Bytes::Sums join_quads(const Bytes::Sums (&sums)[4]) {
+  Vec units[4];
+  for (int i = 0; i < 4; ++i) units[i] = __builtin_bit_cast(Vec, sums[i]);
+  transpose_quads(units);
+  Bytes::Sums joined = __builtin_bit_cast(Bytes::Sums, units[0]);
+  for (int i = 1; i < 4; ++i) {
+    joined = Bytes::add(joined, __builtin_bit_cast(Bytes::Sums, units[i]));
   }
+  return joined;
 }
 
-// Few rows: the sums of one block for R rows of x, its weights read once and used from registers.
-// The block is kOutIn. x[r] points to in_features inputs padded with zero to kStep. `next` starts
-// the block that the caller wants next; it is fetched in the order of memory while this one is
-// worked on, since kLanes streams of one cache line each defeat the hardware's prefetching.
-template <typename F, int R>
-void stream_block(const Block<F>& block, const char* next, std::int64_t in_features,
-                  const typename F::Operand* const* x, float* sums) {
-  constexpr int kUnitBytes = kLanes * F::kStep * static_cast<int>(sizeof(typename F::Weight));
-  const void* outputs[kLanes];
-  output_rows(block, outputs);
-  Vec acc[R];
-  for (int r = 0; r < R; ++r) acc[r] = zero();
-  Vec units[kLanes];
-  const auto add_unit = [&](std::int64_t k, int u) __attribute__((always_inline)) {
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      acc[r] = F::multiply_add(acc[r], units[u], F::splat_unit(x[r] + k + u * F::kStep));
-    }
-  };
-  std::int64_t k = 0;
-  for (; k + F::kChunk <= in_features; k += F::kChunk, next += kLanes * kUnitBytes) {
-    F::load_units(outputs, k, units);
-#pragma GCC unroll 16
-    for (int u = 0; u < kLanes; ++u) {
-      if ((u * kUnitBytes) % 64 == 0) prefetch_l2(next + u * kUnitBytes);
-      add_unit(k, u);
-    }
-  }
-  if (k < in_features) {
-    const int rest = static_cast<int>(in_features - k);
-    load_units_n<F>(outputs, k, rest, units);
-    for (int u = 0; u * F::kStep < rest; ++u) add_unit(k, u);
-  }
-  for (int r = 0; r < R; ++r) store(sums + r * kPanelWidth, acc[r]);
-}
-
-// Many rows: writes the units of inputs [k, k_end) of one block into a panel whose units are
-// unit_stride floats apart.
-template <typename F>
-void pack_block(const Block<F>& block, std::int64_t k, std::int64_t k_end, std::int64_t unit_stride,
-                float* panel) {
-  if (block.layout == WeightLayout::kInOut) {
-    for (; k < k_end; k += F::kStep, panel += unit_stride) {
-      const auto num_inputs = static_cast<int>(k_end - k);
-      store(panel, F::load_outputs(block.data + k * block.stride, block.stride, num_inputs,
-                                   block.num_outputs));
-    }
-    return;
-  }
-  const void* outputs[kLanes];
-  output_rows(block, outputs);
-  Vec units[kLanes];
-  for (; k + F::kChunk <= k_end; k += F::kChunk) {
-    F::load_units(outputs, k, units);
-#pragma GCC unroll 16
-    for (int u = 0; u < kLanes; ++u) store(panel + u * unit_stride, units[u]);
-    panel += kLanes * unit_stride;
-  }
-  if (k < k_end) {
-    const int rest = static_cast<int>(k_end - k);
-    load_units_n<F>(outputs, k, rest, units);
-    for (int u = 0; u * F::kStep < rest; ++u) store(panel + u * unit_stride, units[u]);
-  }
-}
-
-// Adds num_units units of a packed panel of V blocks, for R rows of x, to the sums of earlier units
-// (or to zero, if these are the first).
+// Adds the products of V of the four Vecs of a block, from the outputs at `w` on, and R rows of x.
+// `ahead` is fetched in the order of memory meanwhile; returns where that ends.
 template <typename F, int R, int V>
-void multiply_tile(const float* panel, std::int64_t num_units, const typename F::Operand* const* x,
-                   bool first, Prefetch<F>& prefetch, float* sums) {
-  Vec acc[R][V];
+[[gnu::always_inline]] inline const char* stream_rows(const char* w, const BlockRows& rows,
+                                                      const typename F::Operand* const* x,
+                                                      const char* ahead,
+                                                      typename F::Sums (*sums)[4]) {
+  typename F::Sums acc[R][V];
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) acc[r][v] = F::no_sums();
+  }
+  for (std::int64_t step = 0; step < rows.num_steps; ++step, w += kQuadBytes) {
+    Vec quads[V][F::kQuads];
+#pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
-      acc[r][v] = first ? zero() : load(sums + r * kPanelWidth + v * kLanes);
+      F::load_step(w + v * rows.stride, 4 * rows.stride, quads[v]);
+      prefetch_l2(ahead);
+      ahead += 4 * kLanes;
+    }
+#pragma GCC unroll 2
+    for (int q = 0; q < F::kQuads; ++q) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const Vec operand = splat_quad(x[r] + (step * F::kQuads + q) * 4 * F::kUnitInputs);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) {
+          acc[r][v] = F::multiply_add(acc[r][v], quads[v][q], operand);
+        }
+      }
     }
   }
-  const auto add_unit = [&](std::int64_t unit) __attribute__((always_inline)) {
-    Vec w[V];
-    for (int v = 0; v < V; ++v) w[v] = load(panel + (unit * V + v) * kLanes);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) sums[r][v] = acc[r][v];
+  }
+  return ahead;
+}
+
+// The four sums of each output of a block over `rows`, for few rows of x: weights are used from
+// registers.
+template <typename F, int R>
+[[gnu::always_inline]] inline const char* stream_segment(const BlockRows& rows,
+                                                         const typename F::Operand* const* x,
+                                                         const char* ahead,
+                                                         typename F::Sums (*sums)[4]) {
+  constexpr int V = 4 * R + 4 * F::kQuads < kNumRegisters   ? 4
+                    : 2 * R + 2 * F::kQuads < kNumRegisters ? 2
+                                                            : 1;
+  for (int v = 0; v < 4; v += V) {
+    typename F::Sums part[R][4];
+    ahead = stream_rows<F, R, V>(rows.data + v * rows.stride, rows, x, ahead, part);
+    for (int r = 0; r < R; ++r) {
+      for (int i = 0; i < V; ++i) sums[r][v + i] = part[r][i];
+    }
+  }
+  return ahead;
+}
+
+// Few rows: the sums of one kOutIn block for R rows of x, its weights read once. x[r] points to
+// in_features inputs padded with zeros to whole steps. `next` is the block that the caller wants
+// next; it is fetched in the order of memory while this one is worked on, since kLanes streams of
+// one cache line each defeat the hardware's prefetching.
+template <typename F, int R>
+void stream_block(const Block<F>& block, const Block<F>& next, std::int64_t in_features,
+                  const typename F::Operand* const* x, void* scratch, float* sums) {
+  const char* ahead = next.data;
+  for (std::int64_t k = 0; k < in_features; k += segment_inputs<F>(0)) {
+    const std::int64_t rest = in_features - k;
+    const std::int64_t k_end = k + (rest < segment_inputs<F>(0) ? rest : segment_inputs<F>(0));
+    const typename F::Operand* x_rows[R];
+    for (int r = 0; r < R; ++r) x_rows[r] = x[r] + k;
+    typename F::Sums quads[R][4];
+    ahead = stream_segment<F, R>(rows_of_block(block, k, k_end, scratch), x_rows, ahead, quads);
+    for (int r = 0; r < R; ++r) {
+      const Vec sum = join_quads(quads[r]);
+      float* to = sums + r * kPanelWidth;
+      store(to, k == 0 ? sum : load(to) + sum);
+    }
+  }
+}
+
+// Many rows: writes the inputs [k, k_end) of one block into a panel, whole steps of them. Returns
+// the number of quads.
+template <typename F>
+std::int64_t pack_block(const Block<F>& block, std::int64_t k, std::int64_t k_end, void* scratch,
+                        float* panel) {
+  if (block.layout == WeightLayout::kOutIn) {
+    const BlockRows rows = rows_of_block(block, k, k_end, scratch);
+    const char* w = rows.data;
+    for (std::int64_t step = 0; step < rows.num_steps; ++step, w += kQuadBytes) {
+      Vec quads[4][F::kQuads];
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) F::load_step(w + v * rows.stride, 4 * rows.stride, quads[v]);
+#pragma GCC unroll 2
+      for (int q = 0; q < F::kQuads; ++q) {
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v, panel += kLanes) store(panel, quads[v][q]);
+      }
+    }
+    return rows.num_steps * F::kQuads;
+  }
+  const std::int64_t num_steps = (k_end - k + F::kStepInputs - 1) / F::kStepInputs;
+  const std::int64_t padded_end = k + num_steps * F::kStepInputs;
+  while (k < padded_end) {
+    Vec units[4];
+    for (int i = 0; i < 4; ++i, k += F::kUnitInputs) {
+      const auto* row = reinterpret_cast<const typename F::Weight*>(block.data + k * block.stride);
+      const std::int64_t stride = block.stride / sizeof(typename F::Weight);
+      units[i] = k < k_end ? F::load_outputs(row, stride, k_end - k, block.num_outputs) : zero();
+    }
+    transpose_quads(units);
+    for (int i = 0; i < 4; ++i, panel += kLanes) store(panel, units[i]);
+  }
+  return num_steps * F::kQuads;
+}
+
+// Adds a packed block of a segment, for R rows of x, to the sums of earlier segments (or to
+// nothing, if this is the first).
+template <typename F, int R>
+void multiply_tile(const float* panel, std::int64_t num_quads, const typename F::Operand* const* x,
+                   bool first, Prefetch<F>& prefetch, float* sums) {
+  Vec acc[R][4];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) acc[r][v] = zero();
+  }
+  for (std::int64_t quad = 0; quad < num_quads; ++quad, panel += 4 * kLanes) {
+    prefetch.step();
+    Vec w[4];
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) w[v] = load(panel + v * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const Vec operand = F::splat_unit(x[r] + unit * F::kStep);
+      const Vec operand = splat_quad(x[r] + quad * 4 * F::kUnitInputs);
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) acc[r][v] = F::multiply_add(acc[r][v], w[v], operand);
+      for (int v = 0; v < 4; ++v) acc[r][v] = F::multiply_add(acc[r][v], w[v], operand);
     }
-  };
-  std::int64_t unit = 0;
-  for (; unit + 4 <= num_units; unit += 4) {
-    prefetch.step();
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) add_unit(unit + i);
   }
-  for (; unit < num_units; ++unit) add_unit(unit);
   for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < V; ++v) store(sums + r * kPanelWidth + v * kLanes, acc[r][v]);
+    const Vec sum = join_quads(acc[r]);
+    float* to = sums + r * kPanelWidth;
+    store(to, first ? sum : load(to) + sum);
   }
 }
 

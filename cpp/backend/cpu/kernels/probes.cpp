@@ -17,7 +17,7 @@ double multiply_add(std::int64_t iterations, float* sink) {
     for (int c = 0; c < kChains; ++c) acc[c] = F::multiply_add(acc[c], w, x);
   }
   for (const Vec& a : acc) *sink += sum(a);
-  return 2.0 * F::kStep * kLanes * kChains * static_cast<double>(iterations);
+  return 2.0 * F::kUnitInputs * kLanes * kChains * static_cast<double>(iterations);
 }
 
 }  // namespace

@@ -40,7 +40,7 @@ std::int32_t round_part(const Inputs& x, std::int64_t at, float inverse, bool ev
   for (int i = 0; i < kGroupPart; ++i) {
     const auto value = static_cast<std::int8_t>(__builtin_bit_cast(std::int32_t, shifted[i]));
     sum += value;
-    out[even_first ? i / 8 * 8 + i % 2 * 4 + i % 8 / 2 : i] = value;
+    out[even_first ? i % 2 * (kGroupPart / 2) + i / 2 : i] = value;
   }
   return sum;
 }

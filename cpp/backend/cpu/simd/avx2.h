@@ -95,51 +95,53 @@ inline void store_n(T* p, Vec a, int n) {
   for (int i = 0; i < n; ++i) p[i] = copy[i];
 }
 
-// 128-bit group g of lanes holds numbers 4c .. 4c + 3 of row 4g + r in quads[4c + r]; makes
-// numbers[i] from that: number i of all rows, in their order.
-[[gnu::always_inline]] inline void transpose_quads(const Vec (&quads)[8], Vec (&numbers)[8]) {
-#pragma GCC unroll 2
-  for (int i = 0; i < 8; i += 4) {
-    const Vec low01 = _mm256_unpacklo_ps(quads[i], quads[i + 1]);
-    const Vec high01 = _mm256_unpackhi_ps(quads[i], quads[i + 1]);
-    const Vec low23 = _mm256_unpacklo_ps(quads[i + 2], quads[i + 3]);
-    const Vec high23 = _mm256_unpackhi_ps(quads[i + 2], quads[i + 3]);
-    numbers[i] = _mm256_shuffle_ps(low01, low23, 0x44);
-    numbers[i + 1] = _mm256_shuffle_ps(low01, low23, 0xee);
-    numbers[i + 2] = _mm256_shuffle_ps(high01, high23, 0x44);
-    numbers[i + 3] = _mm256_shuffle_ps(high01, high23, 0xee);
-  }
+// Within every 128-bit group, lane j of rows[i] becomes lane i of rows[j].
+[[gnu::always_inline]] inline void transpose_quads(Vec (&rows)[4]) {
+  const Vec low01 = _mm256_unpacklo_ps(rows[0], rows[1]);
+  const Vec high01 = _mm256_unpackhi_ps(rows[0], rows[1]);
+  const Vec low23 = _mm256_unpacklo_ps(rows[2], rows[3]);
+  const Vec high23 = _mm256_unpackhi_ps(rows[2], rows[3]);
+  rows[0] = _mm256_shuffle_ps(low01, low23, 0x44);
+  rows[1] = _mm256_shuffle_ps(low01, low23, 0xee);
+  rows[2] = _mm256_shuffle_ps(high01, high23, 0x44);
+  rows[3] = _mm256_shuffle_ps(high01, high23, 0xee);
 }
 
 // Lane j of rows[i] becomes lane i of rows[j].
 [[gnu::always_inline]] inline void transpose(Vec (&rows)[kLanes]) {
-  Vec quads[8];
+  Vec quads[2][4];  // quads[c][r]: of rows r and 4 + r the lanes 4c .. 4c + 3
 #pragma GCC unroll 4
   for (int r = 0; r < 4; ++r) {
-    quads[r] = _mm256_permute2f128_ps(rows[r], rows[4 + r], 0x20);
-    quads[4 + r] = _mm256_permute2f128_ps(rows[r], rows[4 + r], 0x31);
+    quads[0][r] = _mm256_permute2f128_ps(rows[r], rows[4 + r], 0x20);
+    quads[1][r] = _mm256_permute2f128_ps(rows[r], rows[4 + r], 0x31);
   }
-  transpose_quads(quads, rows);
-}
-
-// units[j] becomes the 32-bit units j, from rows[i] + byte_offset, of all rows i. Halves that the
-// load puts together need no shuffle.
-[[gnu::always_inline]] inline void load_transposed(const void* const (&rows)[kLanes],
-                                                   std::int64_t byte_offset, Vec (&units)[kLanes]) {
-  const auto load_quad = [&](int row, int quad) __attribute__((always_inline)) {
-    return _mm_loadu_ps(reinterpret_cast<const float*>(static_cast<const char*>(rows[row]) +
-                                                       byte_offset + 16 * quad));
-  };
-  Vec quads[8];
 #pragma GCC unroll 2
   for (int c = 0; c < 2; ++c) {
+    transpose_quads(quads[c]);
 #pragma GCC unroll 4
-    for (int r = 0; r < 4; ++r) {
-      quads[4 * c + r] =
-          _mm256_insertf128_ps(_mm256_castps128_ps256(load_quad(r, c)), load_quad(4 + r, c), 1);
-    }
+    for (int i = 0; i < 4; ++i) rows[4 * c + i] = quads[c][i];
   }
-  transpose_quads(quads, units);
+}
+
+// A quad is 16 bytes of memory, a 128-bit group of lanes. The same one in every group.
+inline Vec splat_quad(const void* p) { return _mm256_broadcast_ps(static_cast<const __m128*>(p)); }
+// Group g from p + g * stride (in bytes).
+[[gnu::always_inline]] inline Vec load_quads(const void* p, std::int64_t stride) {
+  const auto quad = [&](int group) __attribute__((always_inline)) {
+    return _mm_loadu_ps(
+        reinterpret_cast<const float*>(static_cast<const char*>(p) + group * stride));
+  };
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(quad(0)), quad(1), 1);
+}
+// The eight numbers of 16 bits in each group as quads of float32: of the first four, and the rest.
+template <typename T>
+[[gnu::always_inline]] inline void widen_quads(T, Vec halves, Vec (&quads)[2]) {
+  T numbers[2 * kLanes];
+  _mm256_storeu_ps(reinterpret_cast<float*>(numbers), halves);
+  const Vec first = load(numbers);
+  const Vec second = load(numbers + kLanes);
+  quads[0] = _mm256_permute2f128_ps(first, second, 0x20);
+  quads[1] = _mm256_permute2f128_ps(first, second, 0x31);
 }
 
 // Forced inline: a call to a function that only prefetches has no effect that GCC would keep.

@@ -75,61 +75,60 @@ inline void store_n(T* p, Vec a, int n) {
   _mm256_mask_storeu_epi16(p, first_lanes(n), narrow(T{}, a));
 }
 
-// 128-bit group g of lanes holds numbers 4c .. 4c + 3 of row 4g + r in quads[4c + r]; makes
-// numbers[i] from that: number i of all rows, in their order.
-[[gnu::always_inline]] inline void transpose_quads(const Vec (&quads)[16], Vec (&numbers)[16]) {
-#pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {
-    const Vec low01 = _mm512_unpacklo_ps(quads[i], quads[i + 1]);
-    const Vec high01 = _mm512_unpackhi_ps(quads[i], quads[i + 1]);
-    const Vec low23 = _mm512_unpacklo_ps(quads[i + 2], quads[i + 3]);
-    const Vec high23 = _mm512_unpackhi_ps(quads[i + 2], quads[i + 3]);
-    numbers[i] = _mm512_shuffle_ps(low01, low23, 0x44);
-    numbers[i + 1] = _mm512_shuffle_ps(low01, low23, 0xee);
-    numbers[i + 2] = _mm512_shuffle_ps(high01, high23, 0x44);
-    numbers[i + 3] = _mm512_shuffle_ps(high01, high23, 0xee);
-  }
+// Within every 128-bit group, lane j of rows[i] becomes lane i of rows[j].
+[[gnu::always_inline]] inline void transpose_quads(Vec (&rows)[4]) {
+  const Vec low01 = _mm512_unpacklo_ps(rows[0], rows[1]);
+  const Vec high01 = _mm512_unpackhi_ps(rows[0], rows[1]);
+  const Vec low23 = _mm512_unpacklo_ps(rows[2], rows[3]);
+  const Vec high23 = _mm512_unpackhi_ps(rows[2], rows[3]);
+  rows[0] = _mm512_shuffle_ps(low01, low23, 0x44);
+  rows[1] = _mm512_shuffle_ps(low01, low23, 0xee);
+  rows[2] = _mm512_shuffle_ps(high01, high23, 0x44);
+  rows[3] = _mm512_shuffle_ps(high01, high23, 0xee);
 }
 
 // Lane j of rows[i] becomes lane i of rows[j].
 [[gnu::always_inline]] inline void transpose(Vec (&rows)[kLanes]) {
-  Vec quads[16];
+  Vec quads[4][4];  // quads[c][r]: of rows r, 4 + r, 8 + r, 12 + r the lanes 4c .. 4c + 3
 #pragma GCC unroll 4
   for (int r = 0; r < 4; ++r) {
     const Vec low0 = _mm512_shuffle_f32x4(rows[r], rows[4 + r], 0x44);
     const Vec high0 = _mm512_shuffle_f32x4(rows[r], rows[4 + r], 0xee);
     const Vec low1 = _mm512_shuffle_f32x4(rows[8 + r], rows[12 + r], 0x44);
     const Vec high1 = _mm512_shuffle_f32x4(rows[8 + r], rows[12 + r], 0xee);
-    quads[r] = _mm512_shuffle_f32x4(low0, low1, 0x88);
-    quads[4 + r] = _mm512_shuffle_f32x4(low0, low1, 0xdd);
-    quads[8 + r] = _mm512_shuffle_f32x4(high0, high1, 0x88);
-    quads[12 + r] = _mm512_shuffle_f32x4(high0, high1, 0xdd);
+    quads[0][r] = _mm512_shuffle_f32x4(low0, low1, 0x88);
+    quads[1][r] = _mm512_shuffle_f32x4(low0, low1, 0xdd);
+    quads[2][r] = _mm512_shuffle_f32x4(high0, high1, 0x88);
+    quads[3][r] = _mm512_shuffle_f32x4(high0, high1, 0xdd);
   }
-  transpose_quads(quads, rows);
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    transpose_quads(quads[c]);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) rows[4 * c + i] = quads[c][i];
+  }
 }
 
-// units[j] becomes the 32-bit units j, from rows[i] + byte_offset, of all rows i. Halves that the
-// load puts together need no shuffle, and shuffles compete with multiply-adds on Zen 4.
-[[gnu::always_inline]] inline void load_transposed(const void* const (&rows)[kLanes],
-                                                   std::int64_t byte_offset, Vec (&units)[kLanes]) {
-  const auto load_half = [&](int row, int half) __attribute__((always_inline)) {
-    return _mm256_loadu_ps(reinterpret_cast<const float*>(static_cast<const char*>(rows[row]) +
-                                                          byte_offset + 32 * half));
+inline Vec splat_quad(const void* p) {
+  return _mm512_broadcast_f32x4(_mm_loadu_ps(static_cast<const float*>(p)));
+}
+// Loads that blend need no shuffle, and shuffles compete with multiply-adds on Zen 4.
+[[gnu::always_inline]] inline Vec load_quads(const void* p, std::int64_t stride) {
+  const auto quad = [&](int group) __attribute__((always_inline)) {
+    return _mm_loadu_ps(
+        reinterpret_cast<const float*>(static_cast<const char*>(p) + group * stride));
   };
-  Vec quads[16];
-#pragma GCC unroll 4
-  for (int r = 0; r < 4; ++r) {
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      const Vec first =
-          _mm512_insertf32x8(_mm512_castps256_ps512(load_half(r, half)), load_half(4 + r, half), 1);
-      const Vec second = _mm512_insertf32x8(_mm512_castps256_ps512(load_half(8 + r, half)),
-                                            load_half(12 + r, half), 1);
-      quads[8 * half + r] = _mm512_shuffle_f32x4(first, second, 0x88);
-      quads[8 * half + 4 + r] = _mm512_shuffle_f32x4(first, second, 0xdd);
-    }
-  }
-  transpose_quads(quads, units);
+  const __m256 low = _mm256_insertf128_ps(_mm256_castps128_ps256(quad(0)), quad(1), 1);
+  const __m256 high = _mm256_insertf128_ps(_mm256_castps128_ps256(quad(2)), quad(3), 1);
+  return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+}
+template <typename T>
+[[gnu::always_inline]] inline void widen_quads(T, Vec halves, Vec (&quads)[2]) {
+  const __m512i bits = _mm512_castps_si512(halves);
+  const Vec first = widen(T{}, _mm512_castsi512_si256(bits));
+  const Vec second = widen(T{}, _mm512_extracti64x4_epi64(bits, 1));
+  quads[0] = _mm512_shuffle_f32x4(first, second, 0x88);
+  quads[1] = _mm512_shuffle_f32x4(first, second, 0xdd);
 }
 
 // Forced inline: a call to a function that only prefetches has no effect that GCC would keep.

@@ -76,14 +76,17 @@ inline void store_n(T* p, Vec a, int n) {
   rows[3] = vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1]));
 }
 
-// units[j] becomes the 32-bit units j, from rows[i] + byte_offset, of all rows i.
-[[gnu::always_inline]] inline void load_transposed(const void* const (&rows)[kLanes],
-                                                   std::int64_t byte_offset, Vec (&units)[kLanes]) {
-  for (int i = 0; i < kLanes; ++i) {
-    const auto* bytes = static_cast<const std::uint8_t*>(rows[i]) + byte_offset;
-    units[i] = vreinterpretq_f32_u8(vld1q_u8(bytes));
-  }
-  transpose(units);
+inline void transpose_quads(Vec (&rows)[4]) { transpose(rows); }
+inline Vec splat_quad(const void* p) {
+  return vreinterpretq_f32_u8(vld1q_u8(static_cast<const std::uint8_t*>(p)));
+}
+inline Vec load_quads(const void* p, std::int64_t) { return splat_quad(p); }
+template <typename T>
+inline void widen_quads(T, Vec halves, Vec (&quads)[2]) {
+  T numbers[2 * kLanes];
+  __builtin_memcpy(numbers, &halves, sizeof(numbers));
+  quads[0] = load(numbers);
+  quads[1] = load(numbers + kLanes);
 }
 
 // Forced inline: a call to a function that only prefetches has no effect that GCC would keep.
