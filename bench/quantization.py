@@ -22,7 +22,7 @@ import numpy as np
 from pagedcore import LLM, SHIPPED_MODEL, SamplingParams
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python" / "shipped_model"))
-from train import documents  # noqa: E402
+from train import documents
 
 FORMS = [
     {"dtype": "float32"},
