@@ -129,6 +129,35 @@ def decode_attention(
         print("sdpa failed:", str(error)[:200])
 
 
+def shared_prefix(ops, batch_size=32, prefix=1024, own=64, heads=32, kv_heads=8, dim=128):
+    """Decode attention of sequences that hold their first tokens in the same blocks."""
+    size, layers = 16, 16
+    per_seq = (prefix + own) // size
+    count = prefix // size + batch_size * own // size
+    cache = Cache(random_cache(count, layers, kv_heads, size, dim))
+    order = torch.randperm(count).tolist()
+    common, rest = order[: prefix // size], order[prefix // size :]
+    tables = [common + rest[i::batch_size] for i in range(batch_size)]
+    query = torch.randn(batch_size, heads, dim, device="cuda", dtype=torch.bfloat16)
+    out = torch.empty_like(query)
+    ints, floats = ops.attention_args(query, out, cache, 0, 1 / math.sqrt(dim), as_step=layers)
+    times = {}
+    for share in (False, True):
+        contexts = [prefix + own - 1] * batch_size
+        ops.stage(Batch([1] * batch_size, contexts, tables, size, per_seq + 1, share=share))
+        times[share] = ours_us(lambda n: ops.call("paged_attention", ints, floats, n), layers)
+    unique = (prefix + batch_size * own) * kv_heads * dim * 4
+    loads = (prefix * math.ceil(batch_size / 4) + batch_size * own) * kv_heads * dim * 4
+    report(
+        f"decode_attention b{batch_size} on {prefix} shared tokens and {own} own",
+        times[True],
+        bytes_moved=unique,
+        us_unshared=round(times[False], 2),
+        speed_up=round(times[False] / times[True], 2),
+        loaded_over_unique=round(loads / unique, 2),
+    )
+
+
 def prefill_attention(ops, length, dtype=torch.bfloat16, heads=32, kv_heads=8, dim=128, peers=True):
     size = 16
     per_seq = length // size
@@ -247,6 +276,8 @@ def main():
         torch.cuda.empty_cache()
     decode_attention(ops, 32, 4096, torch.float8_e4m3fn)
     decode_attention(ops, 32, 4096, dim=64)
+    shared_prefix(ops)
+    shared_prefix(ops, 128, 2048)
     for n in (2048, 4096, 8192, 16384):
         prefill_attention(ops, n, peers=not args.quick)
     prefill_attention(ops, 8192, dim=64, peers=False)

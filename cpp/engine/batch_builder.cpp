@@ -116,6 +116,7 @@ ForwardBatch BatchBuilder::finish() {
   batch.table_rows = table_rows_.data();
   batch.block_tables = tables_.data();
   batch.table_stride = table_stride_;
+  batch.block_size = block_size_;
   batch.logit_rows = logit_rows_.data();
   batch.table_updates = updates_;
   return batch;

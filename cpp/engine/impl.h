@@ -10,6 +10,7 @@
 
 #include "cpp/engine/batch_builder.h"
 #include "cpp/engine/beam_search.h"
+#include "cpp/engine/decode_lane.h"
 #include "cpp/engine/host_pool.h"
 #include "cpp/engine/request_state.h"
 #include "cpp/engine/sample_batch.h"
@@ -19,20 +20,6 @@
 #include "pagedcore/scheduler.h"
 
 namespace pagedcore {
-
-// What a step needs of a sequence that goes on decoding as it did in the last step, side by side
-// with those of the others: such a step reads neither its state nor its request. Lane i stands for
-// span i of the last batch; where that one decodes otherwise, `sequence` is null.
-// Invariant: the span was token i of the batch and RequestState::decodes_plainly(), its sample was
-// `sample`, and that is the sequence's last token.
-struct DecodeLane {
-  Sequence* sequence = nullptr;
-  SequenceState* state = nullptr;
-  std::uint64_t stop_filter = 0;  // bit t % 64 of each stop token t
-  std::int32_t sample = 0;
-  std::int32_t last_position = 0;  // where a token is the sequence's last, whichever it is
-  std::int32_t update = -1;        // index of its last update; nothing in it changes but the token
-};
 
 // What is behind Engine. A step runs through the functions in the order in which they stand here.
 // Invariant: Sequence::user of every sequence of the scheduler is its SequenceState, and

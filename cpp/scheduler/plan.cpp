@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cpp/base/prefetch.h"
 #include "cpp/scheduler/core.h"
 #include "pagedcore/error.h"
 
@@ -39,7 +40,12 @@ const StepPlan& SchedulerCore::schedule() {
 void SchedulerCore::commit() {
   PAGEDCORE_REQUIRE(plan_is_open_, "commit: there is no plan to commit");
   plan_is_open_ = false;
-  for (const Span& span : plan_.spans) {
+  const std::size_t num_spans = plan_.spans.size();
+  for (std::size_t i = 0; i < num_spans; ++i) {
+    if (i + kPrefetchAhead < num_spans) {
+      prefetch_for_write(plan_.spans[i + kPrefetchAhead].sequence);
+    }
+    const Span& span = plan_.spans[i];
     Sequence& sequence = *span.sequence;
     sequence.num_computed_ += span.query_len;
     if (span.num_recomputed > 0) [[unlikely]] {

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <vector>
 
+#include "cpp/base/prefetch.h"
 #include "pagedcore/sequence.h"
 
 namespace pagedcore {
@@ -23,7 +24,10 @@ class RunningList {
   auto begin() const { return groups_.begin(); }
   auto end() const { return groups_.end(); }
   auto rbegin() const { return groups_.rbegin(); }
-  Sequence* only(std::size_t i) const { return only_[i]; }
+  Sequence* only(std::size_t i) const {
+    if (i + kPrefetchAhead < only_.size()) prefetch_for_write(only_[i + kPrefetchAhead]);
+    return only_[i];
+  }
 
   template <typename ComesBefore>
   void insert(SequenceGroup& group, Sequence* only, const ComesBefore& comes_before) {

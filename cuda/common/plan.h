@@ -10,18 +10,33 @@ struct StepHeader {
   std::int32_t num_seqs = 0;     // of the unpadded batch
   std::int32_t num_items = 0;    // work items of decode attention
   std::int32_t num_prefill = 0;  // sequences with more than one token
+  std::int32_t max_members = 1;  // of a work item
 };
 
-// One split of one decoding sequence: tokens [split * n, (split + 1) * n) of its `length`, where
-// n = split_tokens(length).
+// One split of a decoding sequence, or of several that hold it in the same blocks: their tokens
+// [split * n, (split + 1) * n), where n = split_tokens(length) is the same for each.
 struct DecodeItem {
   std::int32_t token = 0;  // row of query and out
   std::int32_t table_row = 0;
-  std::int32_t length = 0;  // tokens of the sequence, the new one included
+  std::int32_t length = 0;  // tokens of the sequence, the new one included; the least of several
   std::int32_t split = 0;
+  std::int32_t first_slot = 0;    // of the sequence's partial sums, one a split
+  std::int32_t count = 1;         // sequences; of several the above are the first's
+  std::int32_t first_member = 0;  // of several: where they lie, counted in DecodeMembers from the
+                                  // first item
+  std::int32_t unused = 0;
 };
-static_assert(sizeof(DecodeItem) == 16);
+static_assert(sizeof(DecodeItem) == 32);
 
+struct DecodeMember {
+  std::int32_t token = 0;
+  std::int32_t length = 0;
+  std::int32_t first_slot = 0;
+  std::int32_t unused = 0;
+};
+static_assert(sizeof(DecodeMember) == 16);
+
+constexpr int kMaxMembers = 4;
 constexpr int kMaxSplits = 32;
 
 // Tokens a split: a function of the sequence's own length alone, so that its sum has the same

@@ -8,7 +8,9 @@ namespace pagedcore::cuda {
 // Decode attention: one query token a sequence, the query heads of a KV head packed into the rows
 // of one tensor-core tile, so that K and V are read once.
 //
-// Work item: (split of a sequence, KV head, tile of kRows query heads). Thread blocks walk the
+// Work item: (split of a sequence, KV head, tile of kRows query heads). Sequences that hold a split
+// in the same blocks share an item: their heads fill the tile together, and since rows do not touch
+// each other, each row's bits are those of its sequence alone. Thread blocks walk the
 // items of the step; the grid is as large as the device holds at once. Warp w takes the 16-token
 // groups w, w + kWarps, ... of the split through a pipeline of its own of kStages cp.async groups;
 // then the warps' sums are merged in order. The thread block that finishes the last split of a
@@ -46,15 +48,40 @@ struct DecodeAttention {
 
   struct Work {
     DecodeItem item;
-    std::int32_t index;  // of the item
+    std::int32_t group;  // query heads of a KV head
     std::int32_t kv_head;
     std::int32_t first_head;
-    std::int32_t num_rows;  // query heads in the tile
-    std::int32_t start;     // first position seen
-    std::int32_t first_split, num_splits;
+    std::int32_t num_rows;      // query heads in the tile, of all members
+    std::int32_t start;         // first position that any row sees
+    std::int32_t size;          // tokens of a split
     std::int32_t begin, end;    // tokens of the split, from the first that is seen
     std::int64_t first_offset;  // token_offset() of the warp's first tokens
   };
+
+  // A sequence of the item, and what its splits are.
+  struct Member {
+    std::int32_t token, length, first_slot;
+    std::int32_t start, first_split, num_splits;
+  };
+  __device__ static Member member(const AttentionArgs& args, const Work& work, int m) {
+    Member r{work.item.token, work.item.length, work.item.first_slot, 0, 0, 0};
+    if (work.item.count > 1) {
+      const int4 raw =
+          __ldg(reinterpret_cast<const int4*>(args.items) + work.item.first_member + m);
+      r.token = raw.x, r.length = raw.y, r.first_slot = raw.z;
+    }
+    r.start = window_start(r.length - 1, args.op.sliding_window);
+    r.first_split = r.start / work.size;
+    r.num_splits = (r.length + work.size - 1) / work.size - r.first_split;
+    return r;
+  }
+  __device__ static int member_of(const Work& work, int row) {
+    return work.item.count > 1 ? row / work.group : 0;
+  }
+  // The query head of a row, counted from first_head.
+  __device__ static int head_of(const Work& work, int row) {
+    return work.item.count > 1 ? row % work.group : row;
+  }
 
   // What a warp knows of its 16 rows: lane l holds rows l / 4 and l / 4 + 8.
   struct State {
@@ -64,16 +91,19 @@ struct DecodeAttention {
   };
 
   // The tile of query rows, through `tile` (kQueryBytes of the warp's own shared memory).
-  __device__ static void load_query(const PagedAttentionParams& p, const Work& work, char* tile,
+  __device__ static void load_query(const AttentionArgs& args, const Work& work, char* tile,
                                     std::uint32_t (&q)[kHeadDim / 16][4]) {
+    const PagedAttentionParams& p = args.op;
     const int lane = threadIdx.x % 32;
-    const std::int64_t base =
-        (work.item.token * p.num_heads + work.first_head) * std::int64_t{kHeadDim};
 #pragma unroll 4
     for (int i = lane; i < kRows * Tile::kChunks; i += 32) {
       const int row = i / Tile::kChunks, chunk = i % Tile::kChunks;
       float v[8] = {};
-      if (row < work.num_rows) load8(p.query, p.query_dtype, base + i * 8, v);
+      if (row < work.num_rows) {
+        const std::int64_t token = member(args, work, member_of(work, row)).token;
+        const std::int64_t head = token * p.num_heads + work.first_head + head_of(work, row);
+        load8(p.query, p.query_dtype, head * kHeadDim + chunk * 8, v);
+      }
       *reinterpret_cast<uint4*>(tile + Tile::offset(row, chunk)) =
           make_uint4(pack2(v[0], v[1], T{}), pack2(v[2], v[3], T{}), pack2(v[4], v[5], T{}),
                      pack2(v[6], v[7], T{}));
@@ -131,10 +161,12 @@ struct DecodeAttention {
     }
   }
 
-  // Adds 16 tokens at `begin` to the state.
-  __device__ static void step(const AttentionArgs& args, const Work& work, std::int32_t begin,
-                              std::int32_t end, const std::uint32_t (&q)[kHeadDim / 16][4],
-                              std::uint32_t k_tile, std::uint32_t v_tile, State& state) {
+  // Adds 16 tokens at `begin` to the state; `start` is the first position that each of the lane's
+  // rows sees, `all_start` that all rows see.
+  __device__ static void step(const AttentionArgs& args, const std::int32_t (&start)[2],
+                              std::int32_t all_start, std::int32_t begin, std::int32_t end,
+                              const std::uint32_t (&q)[kHeadDim / 16][4], std::uint32_t k_tile,
+                              std::uint32_t v_tile, State& state) {
     const int lane = threadIdx.x % 32;
     float s[2][4] = {}, odd[2][4] = {};
 #pragma unroll
@@ -151,13 +183,13 @@ struct DecodeAttention {
       for (int c = 0; c < 4; ++c) s[n][c] = (s[n][c] + odd[n][c]) * scale;
     }
     if (args.op.softcap != 0.0f) cap_scores(s, args.op.softcap);
-    if (begin < work.start || begin + kTokens > end) {
+    if (begin < all_start || begin + kTokens > end) {
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
           const std::int32_t token = begin + n * 8 + lane % 4 * 2 + c % 2;
-          if (token < work.start || token >= end) s[n][c] = kNegativeInfinity;
+          if (token < start[c / 2] || token >= end) s[n][c] = kNegativeInfinity;
         }
       }
     }
@@ -233,7 +265,16 @@ struct DecodeAttention {
       copy_commit();
     }
     std::uint32_t q[kHeadDim / 16][4];
-    load_query(p, work, pipe + kQueryOffset, q);
+    load_query(args, work, pipe + kQueryOffset, q);
+    std::int32_t start[2] = {work.start, work.start}, all_start = work.start;
+    if (work.item.count > 1 && p.sliding_window > 0) {
+      all_start = end;
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int row = min(static_cast<int>(threadIdx.x % 32) / 4 + 8 * r, work.num_rows - 1);
+        start[r] = member(args, work, member_of(work, row)).start;
+      }
+    }
     int stage = 0;
     for (; begin < end; begin += round) {
       copy_wait<kStages - 2>();
@@ -252,7 +293,7 @@ struct DecodeAttention {
         k_tile = smem_address(wide);
         v_tile = k_tile + kWideTile;
       }
-      step(args, work, begin, end, q, k_tile, v_tile, state);
+      step(args, start, all_start, begin, end, q, k_tile, v_tile, state);
       __syncwarp();
       stage = stage + 1 == kStages ? 0 : stage + 1;
     }
@@ -286,6 +327,7 @@ struct DecodeAttention {
       }
     }
     __syncthreads();
+    const Member first = member(args, work, 0);
     for (int i = threadIdx.x; i < work.num_rows * kHeadDim; i += kThreads) {
       const int row = i / kHeadDim;
       float max_all = kNegativeInfinity, sum = 0.0f, o = 0.0f;
@@ -298,25 +340,28 @@ struct DecodeAttention {
         sum += ms.y * factor;
         o += out[w * kRows * kHeadDim + i] * factor;
       }
-      const std::int64_t head = work.first_head;
-      if (work.num_splits == 1) {
-        store1(p.out, p.out_dtype, (work.item.token * p.num_heads + head) * kHeadDim + i,
+      const Member of = work.item.count > 1 ? member(args, work, member_of(work, row)) : first;
+      if (work.item.split < of.first_split) continue;
+      const std::int64_t head = work.first_head + head_of(work, row);
+      if (of.num_splits == 1) {
+        store1(p.out, p.out_dtype, (of.token * p.num_heads + head) * kHeadDim + i % kHeadDim,
                o / sum * p.cache.v_scale);
       } else {
-        const std::int64_t at = work.index * p.num_heads + head;
-        args.partial_out[at * kHeadDim + i] = o;
-        if (i % kHeadDim == 0) args.partial_max_sum[at + row] = make_float2(max_all, sum);
+        const std::int64_t at = (of.first_slot + work.item.split) * p.num_heads + head;
+        args.partial_out[at * kHeadDim + i % kHeadDim] = o;
+        if (i % kHeadDim == 0) args.partial_max_sum[at] = make_float2(max_all, sum);
       }
     }
   }
 
   // The last of a (sequence, heads) to arrive merges the splits in order.
-  __device__ static void merge_splits(const AttentionArgs& args, const Work& work, char* shared,
-                                      std::int64_t num_tiles, std::int64_t tile) {
+  __device__ static void merge_splits(const AttentionArgs& args, const Work& work, const Member& of,
+                                      char* shared, std::int64_t num_tiles, std::int64_t tile) {
     __shared__ bool last;
     float2* max_sum = reinterpret_cast<float2*>(shared);  // [kMaxSplits, kRows]
     const PagedAttentionParams& p = args.op;
-    const std::int64_t first_index = work.index - work.item.split + work.first_split;
+    const int num_rows = work.item.count > 1 ? work.group : work.num_rows;
+    const std::int64_t first_index = of.first_slot + of.first_split;
     __syncthreads();
     if (threadIdx.x == 0) {
       // Releases what the thread block wrote and acquires what the others did.
@@ -326,27 +371,27 @@ struct DecodeAttention {
                    : "=r"(before)
                    : "l"(arrivals)
                    : "memory");
-      last = before + 1 == static_cast<std::uint32_t>(work.num_splits);
+      last = before + 1 == static_cast<std::uint32_t>(of.num_splits);
       if (last) *arrivals = 0;
     }
     __syncthreads();
     if (!last) return;
     const std::int64_t first = first_index * p.num_heads + work.first_head;
-    for (int i = threadIdx.x; i < work.num_splits * kRows; i += kThreads) {
-      const int split = i / kRows, row = min(i % kRows, work.num_rows - 1);
+    for (int i = threadIdx.x; i < of.num_splits * kRows; i += kThreads) {
+      const int split = i / kRows, row = min(i % kRows, num_rows - 1);
       max_sum[i] = __ldcg(args.partial_max_sum + first + split * p.num_heads + row);
     }
     __syncthreads();
     const std::int64_t stride = p.num_heads * kHeadDim / 4;
-    const std::int64_t out = (work.item.token * p.num_heads + work.first_head) * kHeadDim;
-    for (int i = threadIdx.x; i < work.num_rows * kHeadDim / 4; i += kThreads) {
+    const std::int64_t out = (of.token * p.num_heads + work.first_head) * kHeadDim;
+    for (int i = threadIdx.x; i < num_rows * kHeadDim / 4; i += kThreads) {
       const float2* ms = max_sum + i * 4 / kHeadDim;
       float max_all = kNegativeInfinity, sum = 0.0f;
-      for (int s = 0; s < work.num_splits; ++s) max_all = fmaxf(max_all, ms[s * kRows].x);
+      for (int s = 0; s < of.num_splits; ++s) max_all = fmaxf(max_all, ms[s * kRows].x);
       const float4* from = reinterpret_cast<const float4*>(args.partial_out + first * kHeadDim) + i;
       float o[4] = {};
 #pragma unroll 8
-      for (int s = 0; s < work.num_splits; ++s) {
+      for (int s = 0; s < of.num_splits; ++s) {
         const float4 part = __ldcg(from + s * stride);
         const float factor = exp2_approx(ms[s * kRows].x - max_all);
         sum += ms[s * kRows].y * factor;
@@ -359,24 +404,48 @@ struct DecodeAttention {
     }
   }
 
-  // The w-th work item of the step, from its descriptor.
-  __device__ static Work make_work(const AttentionArgs& args, std::int32_t w, const int4& item,
-                                   std::int32_t group, std::int32_t num_tiles) {
+  // An item as it lies in memory.
+  struct RawItem {
+    int4 low, high;
+  };
+  __device__ static RawItem load_item(const AttentionArgs& args, std::int32_t index) {
+    const int4* items = reinterpret_cast<const int4*>(args.items) + 2 * index;
+    return {__ldg(items), __ldg(items + 1)};
+  }
+
+  // What of an item's members the rows of one tile hold.
+  struct Part {
+    std::int32_t first, count;
+  };
+
+  // The work of a tile of an item. Nothing is to be done where the part has no members.
+  __device__ static Work make_work(const AttentionArgs& args, std::int32_t tile, Part part,
+                                   const RawItem& raw, std::int32_t group) {
     const std::int32_t tiles_a_group = (group + kRows - 1) / kRows;
     Work work;
-    work.index = w / num_tiles;
-    const std::int32_t tile = w % num_tiles;
-    work.item = {item.x, item.y, item.z, item.w};
+    work.item = {raw.low.x,  raw.low.y,  raw.low.z,  raw.low.w,
+                 raw.high.x, raw.high.y, raw.high.z, raw.high.w};
+    work.group = group;
+    work.size = split_tokens(work.item.length);
+    part.count = min(part.count, work.item.count - part.first);
+    if (part.count < work.item.count) {
+      work.item.first_member += part.first;
+      if (part.count == 1) {
+        const Member of = member(args, work, 0);
+        work.item.token = of.token;
+        work.item.length = of.length;
+        work.item.first_slot = of.first_slot;
+      }
+      work.item.count = part.count;
+    }
     work.kv_head = tile / tiles_a_group;
     const std::int32_t first_row = tile % tiles_a_group * kRows;
     work.first_head = work.kv_head * group + first_row;
-    work.num_rows = min(kRows, group - first_row);
+    work.num_rows = min(kRows, work.item.count * group - first_row);
     work.start = window_start(work.item.length - 1, args.op.sliding_window);
-    const std::int32_t size = split_tokens(work.item.length);
-    work.first_split = work.start / size;
-    work.num_splits = (work.item.length + size - 1) / size - work.first_split;
-    work.begin = work.item.split * size;
-    work.end = min(work.begin + size, work.item.length);
+    work.begin = work.item.split * work.size;
+    work.end = min(work.begin + work.size, work.item.length);
+    if (part.count <= 0) work.end = 0;
     // Groups before the window are skipped in whole rounds, so a group's warp never changes.
     constexpr std::int32_t kRound = kWarps * kTokens;
     work.begin += max(0, work.start - work.begin) / kRound * kRound;
@@ -385,31 +454,47 @@ struct DecodeAttention {
     return work;
   }
 
+  // From the warps' states to the output.
+  __device__ static void finish(const AttentionArgs& args, const Work& work, char* shared,
+                                const State& state, std::int32_t num_tiles, std::int32_t tile) {
+    merge_warps(args, work, shared, state);
+    for (int m = 0; m < work.item.count; ++m) {
+      const Member of = member(args, work, m);
+      if (of.num_splits > 1 && work.item.split >= of.first_split) {
+        merge_splits(args, work, of, shared, num_tiles, tile);
+      }
+    }
+    __syncthreads();
+  }
+
   __device__ static void run(const AttentionArgs& args, char* shared) {
     allow_next();
     const PagedAttentionParams& p = args.op;
     const auto group = static_cast<std::int32_t>(p.num_heads / p.cache.num_kv_heads);
     const std::int32_t num_tiles =
         static_cast<std::int32_t>(p.cache.num_kv_heads) * ((group + kRows - 1) / kRows);
-    const std::int32_t num_work = args.header->num_items * num_tiles;
-    const int4* items = reinterpret_cast<const int4*>(args.items);
+    const std::int32_t members_a_tile = max(1, kRows / group);
+    const std::int32_t num_parts = (args.header->max_members + members_a_tile - 1) / members_a_tile;
+    const std::int32_t works_an_item = num_tiles * num_parts;
+    const std::int32_t num_work = args.header->num_items * works_an_item;
+    const auto work_of = [&](std::int32_t index, const RawItem& item) {
+      const Part part{index % works_an_item / num_tiles * members_a_tile, members_a_tile};
+      return make_work(args, index % num_tiles, part, item, group);
+    };
     std::int32_t w = blockIdx.x;
     if (w >= num_work) return await_inputs();
     // Descriptors are loaded one item ahead, block table entries while the last item is merged.
-    Work work = make_work(args, w, __ldg(items + w / num_tiles), group, num_tiles);
+    Work work = work_of(w, load_item(args, w / works_an_item));
     await_inputs();
     while (true) {
       const std::int32_t next = w + static_cast<std::int32_t>(gridDim.x);
-      const int4 next_item = __ldg(items + min(next, num_work - 1) / num_tiles);
-      const bool live = work.item.split >= work.first_split;
+      const std::int32_t clamped = min(next, num_work - 1);
+      const RawItem next_item = load_item(args, clamped / works_an_item);
+      const bool live = work.end > work.start;
       State state;
       if (live) walk(args, work, shared, state);
-      const Work next_work = make_work(args, min(next, num_work - 1), next_item, group, num_tiles);
-      if (live) {
-        merge_warps(args, work, shared, state);
-        if (work.num_splits > 1) merge_splits(args, work, shared, num_tiles, w % num_tiles);
-        __syncthreads();
-      }
+      const Work next_work = work_of(clamped, next_item);
+      if (live) finish(args, work, shared, state, num_tiles, w % num_tiles);
       if (next >= num_work) return;
       w = next;
       work = next_work;

@@ -33,6 +33,7 @@ struct ForwardBatch {
   const std::int32_t* table_rows = nullptr;    // [num_seqs] row of block_tables
   const BlockId* block_tables = nullptr;  // [rows, table_stride]; unused entries are unspecified
   std::int64_t table_stride = 0;
+  std::int32_t block_size = 0;               // tokens of an entry of block_tables; 0: not said
   const std::int32_t* logit_rows = nullptr;  // [num_logit_rows] tokens whose logits are wanted
 
   std::span<const TableUpdate> table_updates;  // host memory, also after stage()

@@ -70,6 +70,7 @@ class Batch:
     block_size: int
     stride: int
     store: bool = True
+    share: bool = True  # splits that several sequences hold in the same blocks are read once
     tokens: list[int] | None = None
     keep: list = field(default_factory=list)
 
@@ -90,11 +91,8 @@ class Batch:
         for q in self.query_lens:
             starts.append(starts[-1] + q)
         total, n = starts[-1], len(self.query_lens)
-        updates = [
-            (row, index, block)
-            for row, table in enumerate(self.tables)
-            for index, block in enumerate([*table, *[POISON_ENTRY] * (self.stride - len(table))])
-        ]
+        padded = [[*t, *[POISON_ENTRY] * (self.stride - len(t))] for t in self.tables]
+        updates = [(i, j, block) for i, table in enumerate(padded) for j, block in enumerate(table)]
 
         def host(values, dtype=torch.int32):
             t = torch.tensor(values, dtype=dtype)
@@ -119,6 +117,8 @@ class Batch:
             host(logit_rows),
             host(updates),
             len(updates),
+            host(padded) if self.share else 0,
+            self.block_size,
         ]
 
 

@@ -139,6 +139,7 @@ void stage(Handle& h, Reader& r) {
   b.table_rows = r.p<std::int32_t>(), b.table_stride = r.i();
   b.logit_rows = r.p<std::int32_t>();
   b.table_updates = r.span<const TableUpdate>();
+  b.block_tables = r.p<const BlockId>(), b.block_size = r.i32();
   h.batch = h.backend->stage(b);
 }
 

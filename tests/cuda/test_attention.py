@@ -199,3 +199,45 @@ def test_repeated_launches_agree_bitwise(ops):
 def test_a_query_of_no_tokens_is_left_out(ops):
     case = make_case("bfloat16", 128, 2, 4, 16, [1, 0, 20, 0, 1], [10, 40, 3, 0, 77])
     check(ops, case)
+
+
+@pytest.mark.parametrize("window", [0, 300, 1200])
+@pytest.mark.parametrize("group", [1, 3, 4, 5, 8, 20])
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp8_e4m3"])
+def test_splits_in_common_blocks_give_the_bytes_of_each_sequence_alone(ops, dtype, group, window):
+    lens = [2000, 1290, 2100, 1100, 1400, 1025, 300, 2200, 1536, 1100, 1101, 4000]
+    shared = [0, 1280, 1024, 1024, 512, 1024, 256, 1536, 1024, 1040, 700, 1024]
+    case = make_case(dtype, 64, 2, group, 16, [1] * len(lens), [n - 1 for n in lens])
+    query, cache, batch = case
+    for table, tokens in zip(batch.tables, shared, strict=True):
+        table[: tokens // 16] = batch.tables[0][: tokens // 16]
+    together = check(ops, case, dtype=dtype, window=window)
+    for other in (batch.tables, batch.tables[::-1]):
+        reverse = other is not batch.tables
+        rows = range(len(lens))[:: -1 if reverse else 1]
+        alone = Batch(
+            [1] * len(lens), [lens[i] - 1 for i in rows], other, 16, batch.stride, share=reverse
+        )
+        q = query[list(rows)].contiguous()
+        out = check(ops, (q, cache, alone), dtype=dtype, window=window)
+        assert torch.equal(out, together[list(rows)])
+
+
+def test_a_replayed_graph_follows_what_sequences_share(ops):
+    lens = [1300] * 8
+    query, cache, batch = make_case("bfloat16", 128, 2, 4, 16, [1] * 8, [n - 1 for n in lens])
+    own = [list(t) for t in batch.tables]
+    out = torch.empty_like(query)
+    for step in range(6):
+        for i, table in enumerate(batch.tables):
+            same = 64 if (i + step) % 3 else 0
+            table[:64] = own[0][:same] + own[i][same:64]
+        ops.stage(batch)
+        out.fill_(torch.nan)
+        ops.paged_attention(query, out, cache, layer=1, scale=0.1, as_step=True)
+        alone = Batch(batch.query_lens, batch.context_lens, batch.tables, 16, batch.stride)
+        alone.share = False
+        direct = torch.full_like(query, torch.nan)
+        ops.stage(alone)
+        ops.paged_attention(query, direct, cache, layer=1, scale=0.1)
+        assert torch.equal(out, direct)
