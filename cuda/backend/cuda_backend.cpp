@@ -41,11 +41,6 @@ CudaBackend::CudaBackend(const CudaBackendOptions& options)
   PAGEDCORE_CUDA_CHECK(cudaStreamCreateWithFlags(stream_.put(), cudaStreamNonBlocking));
   gemm_workspace_.reserve(CublasLt::kWorkspaceBytes);
   copies_.reserve(kMaxCopies * sizeof(BlockCopy));
-  const int num_sms = properties_.multiProcessorCount;
-  const std::int64_t arrivals = num_sms * std::int64_t{sizeof(std::uint32_t)};
-  stream_partial_.reserve(stream_partial_bytes(num_sms));
-  stream_arrivals_.reserve(arrivals);
-  PAGEDCORE_CUDA_CHECK(cudaMemset(stream_arrivals_.as<char>(), 0, arrivals));
 }
 
 CudaBackend::~CudaBackend() { cudaStreamSynchronize(stream_.get()); }
@@ -175,11 +170,6 @@ void CudaBackend::do_linear(const LinearParams& p) {
                     "linear on CUDA: x must have the weights' dtype ",
                     dtype_name(p.weights[0].dtype), ", got ", dtype_name(p.x_dtype));
   if (!graphs_.admit(p)) return;
-  if (properties_.major >= 9 && stream_linear_serves(p)) {
-    return launch_stream_linear(p,
-                                {stream_partial_.as<float>(), stream_arrivals_.as<std::uint32_t>()},
-                                properties_.multiProcessorCount, stream_.get());
-  }
   if (gemv_serves(p)) return launch_gemv(p, stream_.get());
 
   const bool gated = p.epilogue == LinearEpilogue::kGated;

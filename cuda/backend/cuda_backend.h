@@ -66,8 +66,6 @@ class CudaBackend final : public Backend {
   Scratch copies_{Scratch::Kind::kDevice};
   Scratch gemm_workspace_{Scratch::Kind::kDevice};
   Scratch gate_up_{Scratch::Kind::kDevice};
-  Scratch stream_partial_{Scratch::Kind::kDevice};
-  Scratch stream_arrivals_{Scratch::Kind::kDevice};
   Scratch partial_out_{Scratch::Kind::kDevice};
   Scratch partial_max_sum_{Scratch::Kind::kDevice};
   Scratch arrivals_{Scratch::Kind::kDevice};

@@ -34,15 +34,6 @@ void launch_bias_activation(const BiasActivationParams& p, cudaStream_t stream);
 // Whether launch_gemv serves these parameters: few rows, 16-bit or float32 rows of whole vectors.
 bool gemv_serves(const LinearParams& p);
 void launch_gemv(const LinearParams& p, cudaStream_t stream);
-// The same of up to 32 rows of 16 bits, on Hopper and newer.
-struct StreamWorkspace {
-  float* partial = nullptr;           // stream_partial_bytes(num_sms)
-  std::uint32_t* arrivals = nullptr;  // [num_sms] zero between launches
-};
-std::int64_t stream_partial_bytes(int num_sms);
-bool stream_linear_serves(const LinearParams& p);
-void launch_stream_linear(const LinearParams& p, const StreamWorkspace& workspace, int num_sms,
-                          cudaStream_t stream);
 
 void launch_copy_blocks(const KvCacheView& cache, const BlockCopy* copies, std::int64_t num_copies,
                         cudaStream_t stream);

@@ -15,16 +15,22 @@ constexpr int kPartTiles = 4;
 constexpr float kMinusInfinity = -__builtin_inff();
 constexpr float kLog2E = 1.44269504f;
 
-// Stands for rows that must not be read; as long as the longest head.
-alignas(64) constexpr float kZeros[512] = {};
-
 // Positions [begin, end) of the tile at `start`, and where each one's key lies in the first KV
-// head: elements from the start of the layer in block 0.
+// head: elements from the start of the layer in block 0. Others have the offset of the nearest.
 struct Tile {
   std::int32_t start = 0;
   std::int32_t begin = 0;
   std::int32_t end = 0;
   std::int64_t offsets[kTile];
+};
+
+// The tiles of a pass: [first, end), and the positions [oldest, newest] that its queries see.
+struct PassTiles {
+  std::int32_t seq = 0;
+  std::int32_t first = 0;
+  std::int32_t end = 0;
+  std::int32_t oldest = 0;
+  std::int32_t newest = 0;
 };
 
 // T is the cache's element, O how it is multiplied.
@@ -43,13 +49,21 @@ class TaskRunner {
     weights_ = reinterpret_cast<Element*>(scratch_.weights);
   }
 
-  void run(const AttentionTask& task) {
+  // `after`: the task that this thread runs next, or null.
+  void run(const AttentionTask& task, const AttentionTask* after) {
     task_ = task;
     unit_ = job_.plan.units()[task.unit];
     head_rows_ = unit_.num_queries * job_.group;
     start_rows();
     for (std::int32_t i = unit_.first_pass; i < unit_.end_pass; ++i) {
-      run_pass(job_.plan.passes()[i]);
+      const AttentionPass* passes = job_.plan.passes();
+      if (i + 1 < unit_.end_pass) {
+        run_pass(passes[i], passes + i + 1, task.first_head);
+      } else if (after != nullptr) {
+        run_pass(passes[i], passes + job_.plan.units()[after->unit].first_pass, after->first_head);
+      } else {
+        run_pass(passes[i], nullptr, task.first_head);
+      }
     }
     finish_rows();
   }
@@ -110,76 +124,85 @@ class TaskRunner {
     clear(scratch_.part_values + row * width_);
   }
 
-  void run_pass(const AttentionPass& pass) {
+  PassTiles tiles_of(const AttentionPass& pass) const {
     const AttentionSpan* spans = job_.plan.spans();
     const std::int32_t window = job_.params.sliding_window;
+    PassTiles tiles;
+    tiles.seq = spans[pass.first_span].seq;
+    tiles.oldest = spans[pass.first_span].first_position;
+    for (std::int32_t s = pass.first_span; s < pass.end_span; ++s) {
+      const std::int32_t first = spans[s].first_position;
+      const std::int32_t last = first + spans[s].num_queries - 1;
+      if (first < tiles.oldest) tiles.oldest = first;
+      if (last > tiles.newest) tiles.newest = last;
+    }
+    tiles.oldest = window > 0 && tiles.oldest >= window ? tiles.oldest - window + 1 : 0;
+    // Of spans that skip tiles here none has met a tile before.
+    const std::int32_t seen = tiles.oldest / kTile;
+    tiles.first = pass.first_tile > seen ? pass.first_tile : seen;
+    tiles.end = pass.end_tile;
+    return tiles;
+  }
+
+  // `after` is the pass that this thread runs next, from KV head `after_head` on, or null.
+  void run_pass(const AttentionPass& pass, const AttentionPass* after, std::int32_t after_head) {
     const int begin_row = first_row(pass.first_span);
     const int end_row = first_row(pass.end_span);
-    std::int32_t oldest = spans[pass.first_span].first_position;
-    std::int32_t newest = 0;
-    for (std::int32_t s = pass.first_span; s < pass.end_span; ++s) {
-      const std::int32_t last = spans[s].first_position + spans[s].num_queries - 1;
-      oldest = spans[s].first_position < oldest ? spans[s].first_position : oldest;
-      newest = last > newest ? last : newest;
-    }
-    oldest = window > 0 && oldest >= window ? oldest - window + 1 : 0;
-    const std::int32_t seq = spans[pass.first_span].seq;
-    // Of spans that skip tiles here none has met a tile before.
-    const std::int32_t seen = oldest / kTile;
-    std::int32_t index = pass.first_tile > seen ? pass.first_tile : seen;
-    const std::int32_t num_heads = task_.end_head - task_.first_head;
-    Tile tile;
-    Tile next;
-    locate(seq, index * kTile, oldest, newest + 1, &next);
-    for (; index < pass.end_tile; ++index) {
+    const PassTiles tiles = tiles_of(pass);
+    if (tiles.first >= tiles.end) return;
+    locate(tiles, tiles.first, &tile_);
+    for (std::int32_t index = tiles.first; index < tiles.end; ++index) {
       if (index % kPartTiles == 0) join_parts(begin_row, end_row);
-      tile = next;
-      if (index + 1 < pass.end_tile) locate(seq, (index + 1) * kTile, oldest, newest + 1, &next);
-      for (std::int32_t head = 0; head < num_heads; ++head) {
-        const bool is_last = head + 1 == num_heads;
-        const bool goes_on = is_last && index + 1 < pass.end_tile;
-        find_rows(tile, head, goes_on ? next : tile,
-                  goes_on   ? 0
-                  : is_last ? head
-                            : head + 1,
-                  &key_rows_, &value_rows_);
-        run_tile(tile.start, head * head_rows_ + begin_row, head * head_rows_ + end_row);
+      const bool last = index + 1 == tiles.end;
+      std::int32_t next_head = task_.first_head;
+      if (!last) {
+        locate(tiles, index + 1, &next_);
+      } else if (after != nullptr) {
+        const PassTiles after_tiles = tiles_of(*after);
+        next_head = after_head;
+        if (after_tiles.first < after_tiles.end) locate(after_tiles, after_tiles.first, &next_);
+      } else {
+        next_ = tile_;
       }
+      for (std::int32_t head = task_.first_head; head < task_.end_head; ++head) {
+        const bool goes_on = head + 1 == task_.end_head;
+        find_rows(head, goes_on ? next_ : tile_, goes_on ? next_head : head + 1);
+        const int first = (head - task_.first_head) * head_rows_;
+        run_tile(first + begin_row, first + end_row);
+      }
+      tile_ = next_;
     }
   }
 
-  // The tile at `start` of positions [begin, end). No table entry is read for others.
-  void locate(std::int32_t seq, std::int32_t start, std::int32_t begin, std::int32_t end,
-              Tile* tile) const {
+  // A tile of a pass. No table entry is read for positions that none of its queries sees.
+  void locate(const PassTiles& tiles, std::int32_t index, Tile* tile) const {
     const KvCacheView& cache = job_.params.cache;
     const ForwardBatch& batch = job_.batch;
-    const BlockId* table = batch.block_tables + batch.table_rows[seq] * batch.table_stride;
+    const BlockId* table = batch.block_tables + batch.table_rows[tiles.seq] * batch.table_stride;
+    const std::int32_t start = index * kTile;
     tile->start = start;
-    tile->begin = begin > start ? begin - start : 0;
-    tile->end = end - start < kTile ? end - start : kTile;
-    for (int i = tile->begin; i < tile->end; ++i) {
-      const std::int32_t position = start + i;
-      const std::int32_t block = position >> job_.block_shift;
-      const std::int32_t offset = position - (block << job_.block_shift);
-      tile->offsets[i] = table[block] * cache.block_stride() + offset * job_.head_dim;
+    tile->begin = tiles.oldest > start ? tiles.oldest - start : 0;
+    tile->end = tiles.newest + 1 - start < kTile ? tiles.newest + 1 - start : kTile;
+    for (int i = tile->begin; i < tile->end;) {
+      const std::int32_t block = (start + i) >> job_.block_shift;
+      const std::int32_t left = ((block + 1) << job_.block_shift) - start;
+      const int end = left < tile->end ? left : tile->end;
+      const std::int32_t slot = start + i - (block << job_.block_shift);
+      std::int64_t offset = table[block] * cache.block_stride() + slot * job_.head_dim;
+      for (; i < end; ++i, offset += job_.head_dim) tile->offsets[i] = offset;
     }
+    for (int i = 0; i < tile->begin; ++i) tile->offsets[i] = tile->offsets[tile->begin];
+    for (int i = tile->end; i < kTile; ++i) tile->offsets[i] = tile->offsets[tile->end - 1];
   }
 
-  // One KV head of a tile, and of the tile that comes next; heads count from the task's first.
-  void find_rows(const Tile& tile, std::int32_t head, const Tile& next, std::int32_t next_head,
-                 TileRows<T>* keys, TileRows<T>* values) const {
+  // One KV head of this tile, and what comes next.
+  void find_rows(std::int32_t head, const Tile& next, std::int32_t next_head) {
     const KvCacheView& cache = job_.params.cache;
-    const T* base = layer_ + (task_.first_head + head) * cache.head_stride();
-    const T* next_base = layer_ + (task_.first_head + next_head) * cache.head_stride();
-    const auto* zeros = reinterpret_cast<const T*>(kZeros);
-    for (int i = 0; i < kTile; ++i) {
-      const bool held = i >= tile.begin && i < tile.end;
-      const bool next_held = i >= next.begin && i < next.end;
-      keys->rows[i] = held ? base + tile.offsets[i] : zeros;
-      values->rows[i] = held ? keys->rows[i] + cache.kv_stride() : zeros;
-      keys->next[i] = next_base + next.offsets[next_held ? i : next.begin];
-      values->next[i] = keys->next[i] + cache.kv_stride();
-    }
+    const T* key = layer_ + head * cache.head_stride();
+    const T* next_key = layer_ + next_head * cache.head_stride();
+    key_rows_ = {key, tile_.offsets, next_key, next.offsets};
+    value_rows_ = {key + cache.kv_stride(), tile_.offsets, next_key + cache.kv_stride(),
+                   next.offsets};
   }
 
   // Positions of the tile at `start` that a query at `position` sees: [begin, end) from the tile
@@ -192,7 +215,8 @@ class TaskRunner {
     *end = newest + 1 < kTile ? newest + 1 : kTile;
   }
 
-  void run_tile(std::int32_t start, int begin_row, int end_row) {
+  void run_tile(int begin_row, int end_row) {
+    const std::int32_t start = tile_.start;
     const auto sees = [&](int row) {
       int begin = 0;
       int end = 0;
@@ -224,15 +248,15 @@ class TaskRunner {
   // The same for rows <= kMaxRows, from keys and values where they lie.
   void run_few_rows(std::int32_t start, int first, int rows) {
     with_rows(rows, [&](auto count) {
-      score_rows<O, count.value>({query_ + first * width_, width_}, key_rows_, job_.head_dim,
-                                 scratch_.scores);
+      score_rows<O, count.value>({query_ + first * width_, width_}, key_rows_, tile_.begin,
+                                 tile_.end, job_.head_dim, scratch_.scores);
     });
     weigh_scores(start, first, rows);
     const Matrix<float> sums{scratch_.part_values + first * width_, width_};
     const auto add = [&](auto vectors, int v) {
       with_rows(rows, [&](auto count) {
-        add_values<O, count.value, vectors.value>(weights_, value_rows_, v * kLanes, job_.head_dim,
-                                                  sums);
+        add_values<O, count.value, vectors.value>(weights_, value_rows_, tile_.begin, tile_.end,
+                                                  v * kLanes, job_.head_dim, sums);
       });
     };
     int v = 0;
@@ -309,6 +333,8 @@ class TaskRunner {
   Element* keys_;
   Element* values_;
   Element* weights_;
+  Tile tile_;
+  Tile next_;
   TileRows<T> key_rows_;
   TileRows<T> value_rows_;
   AttentionTask task_;
@@ -325,10 +351,14 @@ void run_tasks(const AttentionJob& job, Context& context) {
   std::int64_t next = 0;
   context.pool.run([&](int thread) {
     TaskRunner<T, O> runner(job, memory + thread * bytes);
-    while (true) {
+    const auto take = [&]() -> const AttentionTask* {
       const std::int64_t task = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
-      if (task >= num_tasks) break;
-      runner.run(job.plan.tasks()[task]);
+      return task < num_tasks ? job.plan.tasks() + task : nullptr;
+    };
+    for (const AttentionTask* task = take(); task != nullptr;) {
+      const AttentionTask* after = take();
+      runner.run(*task, after);
+      task = after;
     }
   });
 }

@@ -169,11 +169,17 @@ void multiply(int rows, Matrix<const typename O::Element> a, Matrix<const typena
 }
 
 // Where the keys, or values, of a tile's positions lie, and those of the tile that this thread
-// reads next, so that they come while this one is worked on.
+// reads next, so that they come while this one is worked on: `base` is that of a KV head, offsets
+// are in elements. Where a tile has no position, its offset is that of one it has.
 template <typename T>
 struct TileRows {
-  const T* rows[kTile];
-  const T* next[kTile];
+  const T* base;
+  const std::int64_t* offsets;  // [kTile]
+  const T* next_base;
+  const std::int64_t* next_offsets;  // [kTile]
+
+  const T* row(int i) const { return base + offsets[i]; }
+  const T* next(int i) const { return next_base + next_offsets[i]; }
 };
 
 inline constexpr int kLineBytes = 64;
@@ -190,8 +196,8 @@ template <typename O, typename T>
                                                   std::int64_t d, int n, Vec (&block)[kLanes]) {
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes; ++i) {
-    block[i] = O::load_key(keys.rows[token + i] + d, n);
-    prefetch_line(keys.next[token + i], d);
+    block[i] = O::load_key(keys.row(token + i) + d, n);
+    prefetch_line(keys.next(token + i), d);
   }
   transpose(block);
 }
@@ -220,8 +226,12 @@ void pack_values(const TileRows<T>& values, std::int64_t head_dim, int vectors,
     for (int v = 0; v < vectors; v += O::kPerWord) {
       const std::int64_t d = v * kLanes;
       Vec words[O::kPerWord];
-      O::template load_values<O::kPerWord>(values.rows + token, d, head_dim - d, words);
-      for (int i = 0; i < O::kPerWord; ++i) prefetch_line(values.next[token + i], d);
+      const T* rows[O::kPerWord];
+      for (int i = 0; i < O::kPerWord; ++i) {
+        rows[i] = values.row(token + i);
+        prefetch_line(values.next(token + i), d);
+      }
+      O::template load_values<O::kPerWord>(rows, d, head_dim - d, words);
       for (int i = 0; i < O::kPerWord && v + i < vectors; ++i) {
         O::store_words(out, words[i]);
         out += kLanes * O::kPerWord;
@@ -230,13 +240,13 @@ void pack_values(const TileRows<T>& values, std::int64_t head_dim, int vectors,
   }
 }
 
-// The scores of R rows of queries, with the same sums as multiply() of packed keys: for so few rows
-// that keys need not lie packed.
+// The scores of R rows of queries at [begin, end) of a tile, with the same sums as multiply() of
+// packed keys: for so few rows that keys need not lie packed.
 template <typename O, int R, typename T>
 [[gnu::noinline]] void score_rows(Matrix<const typename O::Element> query, const TileRows<T>& keys,
-                                  std::int64_t head_dim, float* scores) {
+                                  int begin, int end, std::int64_t head_dim, float* scores) {
   constexpr int kStep = O::kPerWord * kLanes;
-  for (int token = 0; token < kTile; token += kLanes) {
+  for (int token = begin / kLanes * kLanes; token < end; token += kLanes) {
     Vec sums[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) sums[r] = zero();
@@ -260,23 +270,27 @@ template <typename O, int R, typename T>
   }
 }
 
-// sums += weights [R][kTile] times values, V vectors from number d on; as multiply() does it.
+// sums += weights [R][kTile] times values at [begin, end), V vectors from number d on; as
+// multiply() does it, since weights outside are 0.
 template <typename O, int R, int V, typename T>
 [[gnu::noinline]] void add_values(const typename O::Element* weights, const TileRows<T>& values,
-                                  std::int64_t d, std::int64_t head_dim, Matrix<float> out) {
+                                  int begin, int end, std::int64_t d, std::int64_t head_dim,
+                                  Matrix<float> out) {
   Vec sums[R][V];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) sums[r][v] = load(out.data + r * out.stride + d + v * kLanes);
   }
-  for (int token = 0; token < kTile; token += O::kPerWord) {
+  for (int token = begin / O::kPerWord * O::kPerWord; token < end; token += O::kPerWord) {
     Vec columns[V];
-    O::template load_values<V>(values.rows + token, d, head_dim - d, columns);
+    const T* rows[O::kPerWord];
     for (int i = 0; i < O::kPerWord; ++i) {
+      rows[i] = values.row(token + i);
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) prefetch_line(values.next[token + i], d + v * kLanes);
+      for (int v = 0; v < V; ++v) prefetch_line(values.next(token + i), d + v * kLanes);
     }
+    O::template load_values<V>(rows, d, head_dim - d, columns);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const Vec weight = O::splat_word(weights + r * kTile + token);
