@@ -61,7 +61,7 @@ std::map<std::string, std::tuple<std::string, std::vector<std::int64_t>>> descri
   return result;
 }
 
-Weights quantize(
+Weights quantize_with_progress(
     const ModelConfig& config, const Weights& weights, const std::string& dtype,
     std::int64_t group_size, int num_threads,
     const std::optional<std::function<void(std::string, std::int64_t, std::int64_t)>>& progress) {
@@ -235,8 +235,9 @@ void bind_model(py::module_& m) {
       .def(py::init(&make_weights), py::arg("tensors"))
       .def("__len__", [](const Weights& weights) { return weights.tensors.size(); })
       .def("describe", &describe);
-  m.def("quantize_weights", &quantize, py::arg("config"), py::arg("weights"), py::arg("dtype"),
-        py::arg("group_size") = 32, py::arg("num_threads") = 0, py::arg("progress") = py::none());
+  m.def("quantize_weights", &quantize_with_progress, py::arg("config"), py::arg("weights"),
+        py::arg("dtype"), py::arg("group_size") = 32, py::arg("num_threads") = 0,
+        py::arg("progress") = py::none());
   m.def(
       "plan_quantized_weights",
       [](const ModelConfig& config, const Weights& weights, const std::string& dtype,
