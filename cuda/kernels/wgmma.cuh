@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "cuda/common/bulk.cuh"
+#include "cuda/common/barrier.cuh"
 
 // Hopper's warpgroup matrix products and register quotas, for sm_90a.
 namespace pagedcore::cuda::sm90 {

@@ -104,6 +104,7 @@ class Terminal:
     def __init__(self, *args):
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it
             environment = {**os.environ, "TERM": "dumb"}
             os.execvpe(sys.executable, [sys.executable, "-m", "pagedcore", *args], environment)
         self.text = ""
