@@ -255,6 +255,7 @@ def test_chat_uses_the_template_of_the_checkpoint(llm):
 
 
 def interrupt_soon(delay=0.15):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     timer = threading.Timer(delay, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
     return timer
