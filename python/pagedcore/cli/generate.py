@@ -16,6 +16,7 @@ from pagedcore.cli.options import (
     load_model,
     sampling_params,
 )
+from pagedcore.cli.watch import add_watch_option, watching
 from pagedcore.llm import LLM
 from pagedcore.outputs import RequestOutput
 from pagedcore.sampling_params import SamplingParams
@@ -47,6 +48,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--no-echo", action="store_true", help="print the text without the prompt")
     parser.add_argument("--json", action="store_true", help="print one JSON object a prompt")
     parser.add_argument("--stats", action="store_true", help="print tokens and speed to stderr")
+    add_watch_option(parser)
     parser.add_argument("-n", type=int, metavar="N", help="texts a prompt")
     add_sampling_options(parser)
     add_engine_options(parser)
@@ -59,13 +61,15 @@ def run(args: argparse.Namespace) -> int:
     llm = load_model(args)
     params = sampling_params(args, llm.default_sampling_params)
     single = len(prompts) == 1 and params.n == 1 and not args.json
-    if args.stream and not single:
-        raise InvalidArgument("--stream needs a single prompt, -n 1 and no --json")
+    if args.stream and (not single or args.watch):
+        raise InvalidArgument("--stream needs a single prompt, -n 1, no --json and no --watch")
     begin = time.perf_counter()
-    if single and args.stream is not False:
+    if single and args.stream is not False and not args.watch:
         num_tokens = _stream(llm, prompts[0], params, echo=not args.no_echo)
     else:
-        outputs = llm.generate(prompts, params, use_tqdm=sys.stderr.isatty())
+        with watching(llm, args.watch):
+            show_progress = sys.stderr.isatty() and not args.watch
+            outputs = llm.generate(prompts, params, use_tqdm=show_progress)
         _print(outputs, args)
         num_tokens = sum(len(o.token_ids) for output in outputs for o in output.outputs)
     if args.stats:
