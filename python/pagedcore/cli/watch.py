@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _SECONDS_A_DRAW = 0.2
-_MOST_SHARE_OF_TIME = 0.01  # that drawing may take; a large pool is drawn less often
+_MOST_SHARE_OF_TIME = 0.02  # that drawing may take; a large pool is drawn less often
 _MAP_LINES = 8
 _SEQUENCE_LINES = 8
 _HELD_SHADES = "▁▂▃▄▅▆▇█"  # by how many of the blocks of one character sequences hold
@@ -164,17 +165,19 @@ def block_map(kv_map: _core.KvMap, width: int, max_lines: int) -> Text:
     shared = share(counts > 1)
     cached = share(states == _core.BlockState.CACHED.value)
     shades = np.ceil(held * len(_HELD_SHADES)).astype(int) - 1
-    text = Text(no_wrap=True)
-    for i in range(len(starts)):
-        if i and i % width == 0:
-            text.append("\n")
+
+    def cell(i: int) -> tuple[str, str]:
         if held[i] > 0:
-            kind = "shared" if 2 * shared[i] >= held[i] else "held"
-            text.append(_HELD_SHADES[shades[i]], _STYLES[kind])
-        elif cached[i] > 0:
-            text.append(_CACHED, _STYLES["cached"])
-        else:
-            text.append(_FREE, _STYLES["free"])
+            return _HELD_SHADES[shades[i]], "shared" if 2 * shared[i] >= held[i] else "held"
+        return (_CACHED, "cached") if cached[i] > 0 else (_FREE, "free")
+
+    text = Text(no_wrap=True)
+    for start in range(0, len(starts), width):
+        cells = [cell(i) for i in range(start, min(start + width, len(starts)))]
+        for kind, run in itertools.groupby(cells, lambda cell: cell[1]):
+            text.append("".join(sign for sign, _ in run), _STYLES[kind])
+        text.append("\n")
+    text.rstrip()
     return text
 
 
