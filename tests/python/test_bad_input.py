@@ -16,6 +16,7 @@ from pagedcore import LLM, SHIPPED_MODEL, InvalidArgument, QueueFull, SamplingPa
     [
         ("", r"prompts\[0\] is empty; a prompt must have at least one token"),
         ([[]], r"prompts\[0\] is empty"),
+        ("half a \ud83d pair", r"text must be valid Unicode, it holds '\\ud83d' at place 7"),
         ([PROMPTS[0], ""], r"prompts\[1\] is empty"),
         ([[1, 2, 99999]], r"prompts\[0\] holds token id 99999; ids must be from 0 to 2047"),
         ([[1, -3]], r"prompts\[0\] holds token id -3; ids must be from 0 to"),

@@ -57,6 +57,8 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
+    if args.seed < 0:
+        raise InvalidArgument(f"--seed must be at least 0, got {args.seed}")
     llm = load_model(args)
     lengths = read_lengths(args, llm.engine.config.max_model_len)
     limits = None

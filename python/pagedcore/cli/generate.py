@@ -81,10 +81,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _read_prompts(args: argparse.Namespace) -> list[str]:
     if args.prompts:
+        if args.lines:
+            raise InvalidArgument("--lines reads prompts from stdin, so it takes no PROMPT")
         return list(args.prompts)
     if sys.stdin.isatty():
         raise InvalidArgument('give a prompt, as in: pagedcore generate "Once upon a time"')
-    text = sys.stdin.read()
+    try:
+        text = sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"stdin must be text: {error}") from None
     prompts = [line for line in text.splitlines() if line] if args.lines else [text.rstrip("\n")]
     if not any(prompts):
         raise InvalidArgument("stdin is empty; a prompt must have at least one token")

@@ -32,7 +32,7 @@ def byte_size(text: str) -> int:
     unit = number[-1:] if number[-1:] in _UNITS else ""
     try:
         return int(float(number.removesuffix(unit)) * _UNITS[unit])
-    except ValueError:
+    except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size like 512M or 2G") from None
 
 
