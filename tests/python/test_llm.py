@@ -90,6 +90,18 @@ def test_logprobs_name_the_token_taken_and_the_likeliest(llm):
     assert one(llm, PROMPTS[0], max_tokens=1).outputs[0].logprobs is None
 
 
+def test_a_turn_of_a_chat_computes_only_what_is_new():
+    llm = LLM(SHIPPED_MODEL, num_blocks=64, num_threads=1)
+    messages, known = [], 0
+    for question in ("Tell me about a fox.", "What does it eat?", "Where does it live?"):
+        messages.append({"role": "user", "content": question})
+        stream = llm.stream(messages=messages, sampling_params=GREEDY)
+        messages.append({"role": "assistant", "content": "".join(stream)})
+        turn = stream.request.result()
+        assert turn.metrics.num_cached_tokens == max(0, known - 1)  # the last one never ran
+        known = len(turn.prompt_token_ids) + len(turn.outputs[0].token_ids)
+
+
 def test_metrics_tell_time_and_cached_tokens(llm):
     one(llm, PROMPTS[0] * 8, max_tokens=2)
     metrics = one(llm, PROMPTS[0] * 8, max_tokens=2).metrics
