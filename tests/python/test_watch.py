@@ -153,4 +153,4 @@ def test_without_rich_the_error_names_the_extra(capsys, monkeypatch):
 
 def test_watch_and_stream_exclude_each_other(capsys):
     assert main(["generate", "One", "--stream", "--watch", *SMALL]) == 2
-    assert "no --watch" in capsys.readouterr().err
+    assert "without --json and --watch" in capsys.readouterr().err

@@ -39,7 +39,7 @@ def add_parser(commands: Any) -> None:
         formatter_class=HelpFormatter,
     )
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="none: read one from stdin")
-    parser.add_argument("--lines", action="store_true", help="each line of stdin is a prompt")
+    parser.add_argument("--lines", action="store_true", help="every line of stdin is a prompt")
     parser.add_argument(
         "--stream",
         action=argparse.BooleanOptionalAction,
@@ -50,6 +50,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--stats", action="store_true", help="print tokens and speed to stderr")
     add_watch_option(parser)
     parser.add_argument("-n", type=int, metavar="N", help="texts a prompt")
+    parser.add_argument(
+        "--best-of", type=int, metavar="N", help="sample N texts and print the likeliest of them"
+    )
+    parser.add_argument("--beam-width", type=int, metavar="N", help="beam search with N beams")
+    parser.add_argument(
+        "--length-penalty", type=float, metavar="X", help="of beams; above 1 prefers longer texts"
+    )
     add_sampling_options(parser)
     add_engine_options(parser)
     parser.set_defaults(run=run)
@@ -60,9 +67,12 @@ def run(args: argparse.Namespace) -> int:
     prompts = _read_prompts(args)
     llm = load_model(args)
     params = sampling_params(args, llm.default_sampling_params)
-    single = len(prompts) == 1 and params.n == 1 and not args.json
+    ranked = params.beam_width > 0 or (params.best_of or 0) > params.n
+    single = len(prompts) == 1 and params.n == 1 and not ranked and not args.json
     if args.stream and (not single or args.watch):
-        raise InvalidArgument("--stream needs a single prompt, -n 1, no --json and no --watch")
+        raise InvalidArgument(
+            "--stream needs one prompt and one text as it comes, without --json and --watch"
+        )
     begin = time.perf_counter()
     if single and args.stream is not False and not args.watch:
         num_tokens = _stream(llm, prompts[0], params, echo=not args.no_echo)
