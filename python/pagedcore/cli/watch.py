@@ -189,9 +189,10 @@ def _flow(parts: list[str]) -> RenderableType:
 
 
 def _legend(stats: _core.Stats, kv_map: _core.KvMap) -> list[str]:
+    shared = int((kv_map.ref_counts > 1).sum())
     counts = {
-        "held": (_HELD_SHADES[-1], stats.used_blocks),
-        "shared": (_HELD_SHADES[-1], int((kv_map.ref_counts > 1).sum())),
+        "held": (_HELD_SHADES[-1], stats.used_blocks - shared),  # by one sequence
+        "shared": (_HELD_SHADES[-1], shared),
         "cached": (_CACHED, stats.cached_blocks),
         "free": (_FREE, stats.free_blocks),
     }
