@@ -51,4 +51,13 @@ constexpr std::int32_t split_tokens(std::int32_t length) {
   return (n + 63) / 64 * 64;
 }
 
+// Hopper's prefill kernel takes keys and values in tiles of so many tokens, by tensor copies of
+// prefill_box_tokens() each: those of the tile that lie in one block. Blocks of fewer than eight
+// tokens are no whole swizzled tile; it does not serve them, and 0 is returned.
+constexpr int kPrefillTileTokens = 128;
+constexpr int prefill_box_tokens(int block_size) {
+  if (block_size < 8) return 0;
+  return block_size < kPrefillTileTokens ? block_size : kPrefillTileTokens;
+}
+
 }  // namespace pagedcore::cuda

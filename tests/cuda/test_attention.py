@@ -87,12 +87,22 @@ def test_prefill_equals_the_reference_for_ragged_chunks(ops, dtype, head_dim, kv
     check(ops, make_case(dtype, head_dim, kv_heads, group, 16, query, context), dtype=dtype)
 
 
-@pytest.mark.parametrize("block_size", [1, 2, 8, 32, 64, 256])
+@pytest.mark.parametrize("block_size", [1, 2, 4, 8, 32, 64, 128, 256])
 @pytest.mark.parametrize("dtype", ["bfloat16", "fp8_e4m3"])
-def test_any_block_size_serves_a_mixed_batch(ops, dtype, block_size):
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("window", [0, 90])
+def test_any_block_size_serves_a_mixed_batch(ops, dtype, head_dim, block_size, window):
     query = [1, 7, 1, 130, 1, 1, 40]
     context = [300, 0, 0, 77, 1499, 15, 512]
-    check(ops, make_case(dtype, 128, 2, 4, block_size, query, context), dtype=dtype)
+    case = make_case(dtype, head_dim, 2, 4, block_size, query, context)
+    check(ops, case, dtype=dtype, window=window)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_query_tiles_beyond_the_number_of_processors_are_computed(ops, dtype, head_dim):
+    case = make_case(dtype, head_dim, 8, 4, 16, [257] * 40, [91] * 40)
+    check(ops, case, dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "fp8_e4m3"])
