@@ -233,6 +233,19 @@ def test_splits_in_common_blocks_give_the_bytes_of_each_sequence_alone(ops, dtyp
         assert torch.equal(out, together[list(rows)])
 
 
+@pytest.mark.parametrize("group", [4, 8])
+def test_many_sequences_on_one_prefix_give_the_bytes_of_each_alone(ops, group):
+    lens = [1088 + i for i in range(40)]
+    query, cache, batch = make_case(
+        "bfloat16", 128, 8, group, 16, [1] * len(lens), [n - 1 for n in lens]
+    )
+    for table in batch.tables:
+        table[:64] = batch.tables[0][:64]
+    together = check(ops, (query, cache, batch))
+    alone = Batch(batch.query_lens, batch.context_lens, batch.tables, 16, batch.stride, share=False)
+    assert torch.equal(check(ops, (query, cache, alone)), together)
+
+
 def test_a_replayed_graph_follows_what_sequences_share(ops):
     lens = [1300] * 8
     query, cache, batch = make_case("bfloat16", 128, 2, 4, 16, [1] * 8, [n - 1 for n in lens])
