@@ -295,7 +295,7 @@ def test_groups_survive_every_kind_of_preemption(mode):
     ids = [engine.add_request(p, params(**form)) for p, form in requests]
     outputs = run(engine)
     stats = engine.stats()
-    assert stats.num_recompute_preemptions + stats.num_swap_preemptions > 0
+    assert stats.num_tail_preemptions + stats.num_swap_preemptions > 0
     assert mode != "swap" or stats.num_swapped_in_blocks == stats.num_swapped_out_blocks > 0
     for request, (prompt, form) in zip(ids, requests):
         other = engine_of(num_blocks=200)
