@@ -116,8 +116,8 @@ Sequence& SchedulerCore::fork_request(Sequence& parent, std::int32_t num_tokens,
   require_feasible(spec, total);
   Sequence& child = enqueue(spec, std::move(tokens), total);
   // KV is shared only within one salt, and not where the caller wants every position computed.
-  const bool shares = parent.waits_for_ == nullptr &&
-                      child.group_->salt_ == parent.group_->salt_ && spec.read_prefix_cache;
+  const bool shares = parent.waits_for_ == nullptr && child.group_->salt_ == parent.group_->salt_ &&
+                      spec.read_prefix_cache;
   const auto num_slots = static_cast<std::int32_t>(parent.table_.num_slots());
   child.num_computed_ =
       shares ? std::min({num_tokens, parent.num_computed_, num_slots, total - 1}) : 0;

@@ -66,20 +66,31 @@ void PagedKvManager::on_blocks_filled(Sequence& sequence) {
   std::int32_t& index = num_registered_blocks(sequence);
   if (!cache_ || index < 0) return;
   BlockTable& blocks = table(sequence);
-  const std::int32_t num_full = std::min(sequence.num_computed() / block_size_, blocks.num_blocks());
+  const std::int32_t num_full =
+      std::min(sequence.num_computed() / block_size_, blocks.num_blocks());
   for (; index < num_full; ++index) {
     const BlockId parent = index == 0 ? PrefixCache::kNoParent : blocks.blocks()[index - 1];
+    const BlockId block = blocks.blocks()[index];
     const BlockId known =
-        cache_->insert(parent, sequence.tokens().subspan(index * block_size_, block_size_),
-                       blocks.blocks()[index], sequence.group().salt());
+        cache_->insert(parent, sequence.tokens().subspan(index * block_size_, block_size_), block,
+                       sequence.group().salt());
     if (known < 0) {
       index = -1;
       return;
     }
-    if (known == blocks.blocks()[index]) continue;
-    blocks.replace(index, known);
-    mark_changed(sequence, index);
+    if (known == block) continue;
+    replace(sequence, index, known);
+    // Siblings go on sharing it.
+    for (const auto& sibling : sequence.group().sequences()) {
+      const auto held = sibling->table();
+      if (index < std::ssize(held) && held[index] == block) replace(*sibling, index, known);
+    }
   }
+}
+
+void PagedKvManager::replace(Sequence& sequence, std::int32_t index, BlockId block) {
+  table(sequence).replace(index, block);
+  mark_changed(sequence, index);
 }
 
 void PagedKvManager::register_tail(Sequence& sequence) {

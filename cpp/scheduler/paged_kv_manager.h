@@ -91,6 +91,7 @@ class PagedKvManager final : public KvManager {
   static bool has_host_blocks(const SequenceGroup& group);
   static std::int32_t num_host_blocks(const SequenceGroup& group);  // different ones
   void register_tail(Sequence& sequence);
+  void replace(Sequence& sequence, std::int32_t index, BlockId block);  // by one of equal content
   // Keeps the sources of copies as they are until the copies are done.
   void pin_sources(std::span<const BlockCopy> copies);
 

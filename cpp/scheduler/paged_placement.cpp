@@ -120,8 +120,8 @@ std::int32_t PagedKvManager::num_shareable_blocks(const Sequence& a, const Seque
 // What both have computed into blocks that they share need not be compared.
 std::int32_t PagedKvManager::num_common_tokens(const Sequence& a, const Sequence& b) const {
   const auto num_blocks = std::ranges::mismatch(a.table(), b.table()).in1 - a.table().begin();
-  const std::int32_t begin = std::min({static_cast<std::int32_t>(num_blocks) * block_size_,
-                                       a.num_computed(), b.num_computed()});
+  const std::int32_t begin = std::min(
+      {static_cast<std::int32_t>(num_blocks) * block_size_, a.num_computed(), b.num_computed()});
   const auto rest = a.tokens().subspan(begin);
   const auto end = std::ranges::mismatch(rest, b.tokens().subspan(begin)).in1;
   return begin + static_cast<std::int32_t>(end - rest.begin());

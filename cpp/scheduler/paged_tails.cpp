@@ -27,8 +27,8 @@ KvManager::Tail PagedKvManager::tail_of(const SequenceGroup& group,
       if (tail.num_kept[i] <= index || sequence.table()[index] != block) continue;
       tail.num_kept[i] = index;
       ++num_holders;
-      num_tokens = std::max(num_tokens, std::min(sequence.num_computed() - index * block_size_,
-                                                 block_size_));
+      num_tokens = std::max(num_tokens,
+                            std::min(sequence.num_computed() - index * block_size_, block_size_));
     }
     const bool is_lost = allocator_.ref_count(block) == num_holders;
     tail.num_blocks += num_tokens > 0;
@@ -115,7 +115,8 @@ std::int32_t PagedKvManager::num_blocks_to_extend(const SequenceGroup& group) co
   for (const auto& sequence : group.sequences()) {
     const auto own = sequence->table();
     const auto host = host_table(std::as_const(*sequence)).blocks();
-    needed += blocks_for(sequence->num_tokens()) - static_cast<std::int32_t>(own.size() + host.size());
+    needed +=
+        blocks_for(sequence->num_tokens()) - static_cast<std::int32_t>(own.size() + host.size());
     if (sequence->num_tokens() == sequence->num_computed()) continue;
     const std::size_t first = sequence->num_computed() / block_size_;
     if (first < own.size()) {

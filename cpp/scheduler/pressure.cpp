@@ -145,8 +145,7 @@ bool SchedulerCore::try_swap_out(SequenceGroup& group, const KvManager::Tail& ta
          kv_->try_swap_out(group, tail, plan_.swap_out);
 }
 
-bool SchedulerCore::is_swap_cheaper(const SequenceGroup& group,
-                                    const KvManager::Tail& tail) const {
+bool SchedulerCore::is_swap_cheaper(const SequenceGroup& group, const KvManager::Tail& tail) const {
   switch (config_.preemption_mode) {
     case PreemptionMode::kRecompute:
       return false;
