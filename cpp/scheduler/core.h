@@ -116,7 +116,6 @@ class SchedulerCore {
   void take_one_from(SequenceGroup& victim, PreemptionCause cause) {
     take_from(victim, kv_->allocator().num_available() + 1, cause);
   }
-  // Takes all blocks and the right to run.
   void preempt(SequenceGroup& group, PreemptionCause cause, bool content_is_good);
   bool try_swap_out(SequenceGroup& group, const KvManager::Tail& tail);
   bool is_swap_cheaper(const SequenceGroup& group, const KvManager::Tail& tail) const;
