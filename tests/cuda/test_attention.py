@@ -213,11 +213,14 @@ def test_a_query_of_no_tokens_is_left_out(ops):
 
 @pytest.mark.parametrize("window", [0, 300, 1200])
 @pytest.mark.parametrize("group", [1, 3, 4, 5, 8, 20])
+@pytest.mark.parametrize("head_dim", [64, 256])
 @pytest.mark.parametrize("dtype", ["bfloat16", "fp8_e4m3"])
-def test_splits_in_common_blocks_give_the_bytes_of_each_sequence_alone(ops, dtype, group, window):
+def test_splits_in_common_blocks_give_the_bytes_of_each_sequence_alone(
+    ops, dtype, head_dim, group, window
+):
     lens = [2000, 1290, 2100, 1100, 1400, 1025, 300, 2200, 1536, 1100, 1101, 4000]
     shared = [0, 1280, 1024, 1024, 512, 1024, 256, 1536, 1024, 1040, 700, 1024]
-    case = make_case(dtype, 64, 2, group, 16, [1] * len(lens), [n - 1 for n in lens])
+    case = make_case(dtype, head_dim, 2, group, 16, [1] * len(lens), [n - 1 for n in lens])
     query, cache, batch = case
     for table, tokens in zip(batch.tables, shared, strict=True):
         table[: tokens // 16] = batch.tables[0][: tokens // 16]
