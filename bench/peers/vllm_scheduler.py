@@ -76,7 +76,7 @@ def decode_step_us(model_dir: str, running: int) -> float:
     for i in range(running):
         prompt = rng.integers(300, 19_000, PROMPT_TOKENS).tolist()
         scheduler.add_request(Request(f"r{i}", prompt, params, None))
-    for _ in range(running * PROMPT_TOKENS // 8192 + 1):
+    for _ in range(running * PROMPT_TOKENS // 8192 + 2):
         step(scheduler)
     steps = [step(scheduler) for _ in range(STEPS)]
     assert all(count == running for count, _ in steps)
