@@ -181,6 +181,10 @@ def plot(results: Path, image: Path) -> None:
             axis.set(ylim=(0, None))
         else:
             axis.set(xscale="log", yscale="log")
+            axis.set_xticks(xs, map(str, xs), minor=False)
+            axis.xaxis.set_minor_formatter("")
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter("{x:g}")
         axis.grid(alpha=0.3)
         axis.legend()
     figure.suptitle(f"Cost of one step on the CPU, model {lines[0]['model']}")
