@@ -112,7 +112,7 @@ def test_tensors_of_two_devices_and_bad_tables_are_named():
         ops.paged_attention(q, cache.cpu(), tables, [0], query_starts=[0, 20])
     with pytest.raises(InvalidArgument, match="key must be where kv_cache is, host memory, got"):
         ops.write_kv(k, v, cache.cpu(), slots)
-    with pytest.raises(InvalidArgument, match="query must be on a CUDA device"):
+    with pytest.raises(InvalidArgument, match="kv_cache must be on a CUDA device, as the backend"):
         ops.paged_attention(
             q.cpu(), cache.cpu(), tables, [0], query_starts=[0, 20], backend=ops._default_backend(q)
         )

@@ -32,7 +32,7 @@ class FakeDevice final : public Backend {
     return limits.max_tokens * limits.gated_width + limits.max_seqs * limits.table_stride;
   }
   void reserve_steps(const StepLimits& limits) override {
-    steps = Buffer(*this, step_bytes(limits));
+    steps_ = Buffer(*this, step_bytes(limits));
     reserved = limits;
   }
   std::int64_t sample_workspace_bytes(std::int64_t, std::int32_t) const override { return 0; }
@@ -42,7 +42,6 @@ class FakeDevice final : public Backend {
 
   std::vector<LinearParams> linears;  // every one that was called
   StepLimits reserved;
-  Buffer steps;
 
  private:
   void* do_allocate(std::int64_t bytes) override { return cpu_->allocate_host(bytes); }
@@ -68,6 +67,7 @@ class FakeDevice final : public Backend {
   void do_swap_in(const KvCacheView&, const void*, std::span<const BlockCopy>) override {}
 
   std::unique_ptr<Backend> cpu_ = make_cpu_backend({.num_threads = 1, .isa = ""});
+  Buffer steps_;
 };
 
 constexpr std::int64_t kHidden = 64;
@@ -217,7 +217,7 @@ void test_the_memory_plan_counts_what_the_backend_keeps_for_itself() {
                             .head_dim = 16,
                             .gated_width = 128};
   CHECK(device.reserved == expected);
-  CHECK(device.steps.bytes() == 7 * 128 + 3 * 3);
+  CHECK(device.step_bytes(expected) == 7 * 128 + 3 * 3);
   CHECK(device.allocated_bytes() == plan.total_bytes);
 }
 
