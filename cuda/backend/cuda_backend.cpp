@@ -25,7 +25,7 @@ PartialBytes partial_bytes(const StepLimits& limits) {
   const std::int64_t max_len = limits.table_stride * limits.block_size;
   const std::int64_t splits =
       std::min<std::int64_t>(kMaxSplits, std::max<std::int64_t>(8, ceil_div(max_len, 1024)) + 1);
-  const std::int64_t heads = limits.max_seqs * splits * limits.num_heads;
+  const std::int64_t heads = DecodePlan::max_slots(limits.max_seqs, splits) * limits.num_heads;
   return {.out = heads * limits.head_dim * std::int64_t{sizeof(float)},
           .max_sum = heads * std::int64_t{sizeof(float2)},
           .arrivals = heads * std::int64_t{sizeof(std::uint32_t)}};
