@@ -75,6 +75,8 @@ void StepStage::reserve(const StepLimits& limits) {
   if (bytes > tables_.bytes()) {
     tables_.reserve(bytes);
     PAGEDCORE_CUDA_CHECK(cudaMemset(tables_.as<char>(), 0, bytes));
+    // Neither the host nor the steps' stream waits for that by itself.
+    PAGEDCORE_CUDA_CHECK(cudaStreamSynchronize(cudaStreamLegacy));
   }
   decode_.reserve(seqs);
   prefill_.reserve(seqs);
