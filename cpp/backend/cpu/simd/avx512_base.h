@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "cpp/backend/cpu/simd/x86_sum_each.h"
 #include "cpp/tensor/half.h"
 
 // What the two AVX-512 sets share; avx2.h says what the names mean.
@@ -36,6 +37,13 @@ inline float sum(Vec a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
   x = _mm_add_ps(x, _mm_movehl_ps(x, x));
   return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+// out[i] = sum(a[i])
+[[gnu::always_inline]] inline void sum_each(const Vec (&a)[4], float* out) {
+  const auto halves = [](Vec v) __attribute__((always_inline)) {
+    return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  };
+  sum_each(halves(a[0]), halves(a[1]), halves(a[2]), halves(a[3]), out);
 }
 inline float max_lane(Vec a) {
   const __m256 y = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
