@@ -138,16 +138,6 @@ inline Vec splat_quad(const void* p) { return _mm256_broadcast_ps(static_cast<co
   };
   return _mm256_insertf128_ps(_mm256_castps128_ps256(quad(0)), quad(1), 1);
 }
-// The eight numbers of 16 bits in each group as quads of float32: of the first four, and the rest.
-template <typename T>
-[[gnu::always_inline]] inline void widen_quads(T, Vec halves, Vec (&quads)[2]) {
-  T numbers[2 * kLanes];
-  _mm256_storeu_ps(reinterpret_cast<float*>(numbers), halves);
-  const Vec first = load(numbers);
-  const Vec second = load(numbers + kLanes);
-  quads[0] = _mm256_permute2f128_ps(first, second, 0x20);
-  quads[1] = _mm256_permute2f128_ps(first, second, 0x31);
-}
 
 // Forced inline: a call to a function that only prefetches has no effect that GCC would keep.
 [[gnu::always_inline]] inline void prefetch_l1(const void* p) {

@@ -130,14 +130,6 @@ inline Vec splat_quad(const void* p) {
   const __m256 high = _mm256_insertf128_ps(_mm256_castps128_ps256(quad(2)), quad(3), 1);
   return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
 }
-template <typename T>
-[[gnu::always_inline]] inline void widen_quads(T, Vec halves, Vec (&quads)[2]) {
-  const __m512i bits = _mm512_castps_si512(halves);
-  const Vec first = widen(T{}, _mm512_castsi512_si256(bits));
-  const Vec second = widen(T{}, _mm512_extracti64x4_epi64(bits, 1));
-  quads[0] = _mm512_shuffle_f32x4(first, second, 0x88);
-  quads[1] = _mm512_shuffle_f32x4(first, second, 0xdd);
-}
 
 // Forced inline: a call to a function that only prefetches has no effect that GCC would keep.
 [[gnu::always_inline]] inline void prefetch_l1(const void* p) {

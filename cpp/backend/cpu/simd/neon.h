@@ -84,13 +84,6 @@ inline Vec splat_quad(const void* p) {
   return vreinterpretq_f32_u8(vld1q_u8(static_cast<const std::uint8_t*>(p)));
 }
 inline Vec load_quads(const void* p, std::int64_t) { return splat_quad(p); }
-template <typename T>
-inline void widen_quads(T, Vec halves, Vec (&quads)[2]) {
-  T numbers[2 * kLanes];
-  __builtin_memcpy(numbers, &halves, sizeof(numbers));
-  quads[0] = load(numbers);
-  quads[1] = load(numbers + kLanes);
-}
 
 // Forced inline: a call to a function that only prefetches has no effect that GCC would keep.
 [[gnu::always_inline]] inline void prefetch_l1(const void* p) { __builtin_prefetch(p, 0, 3); }
