@@ -82,6 +82,10 @@ inline Vec splat_quad(const void* p) {
 }
 inline Vec load_quads(const void* p, std::int64_t) { return splat_quad(p); }
 template <typename T>
+inline Vec gather_quads(const T* const (&groups)[1], std::int64_t i) {
+  return splat_quad(groups[0] + i);
+}
+template <typename T>
 inline void widen_quads(T, Vec halves, Vec (&quads)[2]) {
   T numbers[2 * kLanes];
   __builtin_memcpy(numbers, &halves, sizeof(numbers));
