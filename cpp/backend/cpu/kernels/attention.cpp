@@ -89,7 +89,7 @@ class TaskRunner {
   }
 
   // Scales the queries so that their products are exponents of 2, and empties the softmaxes.
-  void start_rows() {
+  [[gnu::noinline]] void start_rows() {
     const PagedAttentionParams& p = job_.params;
     const Vec scale = splat(p.softcap != 0.0f ? p.scale / p.softcap : p.scale * kLog2E);
     for_each_row([&](int row, std::int32_t position, std::int64_t from) {
@@ -115,7 +115,7 @@ class TaskRunner {
     clear(scratch_.part_values + row * job_.width);
   }
 
-  void run_pass(const AttentionPass& pass, const Ahead& ahead) {
+  [[gnu::noinline]] void run_pass(const AttentionPass& pass, const Ahead& ahead) {
     const PassTiles tiles = tiles_of(job_, pass);
     if (tiles.empty()) return;
     const int begin = first_row(pass.first_span);
@@ -173,7 +173,7 @@ class TaskRunner {
   }
 
   // One KV head of this tile, and what comes next.
-  void find_rows(std::int32_t head, const Tile& next, std::int32_t next_head) {
+  [[gnu::noinline]] void find_rows(std::int32_t head, const Tile& next, std::int32_t next_head) {
     const std::byte* key = layer_ + head * head_bytes_;
     const std::byte* next_key = layer_ + next_head * head_bytes_;
     keys_ = {{key, tile_.offsets, next_key, next.offsets}, tile_.quads, job_.head_dim};
@@ -183,14 +183,13 @@ class TaskRunner {
     copy_rows(values_, scratch_.values);
     const auto* copied_keys = reinterpret_cast<const std::byte*>(scratch_.keys);
     const auto* copied_values = reinterpret_cast<const std::byte*>(scratch_.values);
-    keys_ = {{copied_keys, copied_.offsets, copied_keys, copied_.offsets},
-             copied_.quads,
-             job_.width};
+    keys_ = {
+        {copied_keys, copied_.offsets, copied_keys, copied_.offsets}, copied_.quads, job_.width};
     values_ = {copied_values, copied_.offsets, copied_values, copied_.offsets};
   }
 
   // A tile's rows as Elements -> out [kTile][width].
-  void copy_rows(const TileRows& rows, Element* out) const {
+  [[gnu::noinline]] void copy_rows(const TileRows& rows, Element* out) const {
     const DType dtype = job_.params.cache.dtype;
     for (int i = tile_.begin / 2 * 2; i < round_up(tile_.end, 2); ++i) {
       const auto* row = rows.row<std::byte>(i);
@@ -219,7 +218,7 @@ class TaskRunner {
     return begin < end;
   }
 
-  void run_few_rows(int begin, int end) {
+  [[gnu::noinline]] void run_few_rows(int begin, int end) {
     while (begin < end && !sees(begin)) ++begin;
     while (begin < end && !sees(end - 1)) --end;
     for (int row = begin; row < end; row += kFewRows) {
@@ -295,7 +294,7 @@ class TaskRunner {
     }
   }
 
-  void run_panels() {
+  [[gnu::noinline]] void run_panels() {
     int begin = 0;
     int end = num_panel_rows_;
     while (begin < end && !sees(first_panel_row_ + begin)) ++begin;
@@ -334,10 +333,10 @@ class TaskRunner {
     const Panels<const Element> weights{scratch_.weights + begin * kLanes, kTile * kLanes};
     for (std::int64_t d = 0; d < job_.head_dim; d += kPanelKeys) {
       const Element* value = scratch_.value_words + begin * width + d * O::kPerWord;
-      multiply_panels<O, V>({value, value + O::kPerWord, value + 2 * O::kPerWord,
-                             value + 3 * O::kPerWord},
-                            width * O::kPerWord, weights, words,
-                            {scratch_.value_panels + panel * size + d * kLanes, size}, true);
+      multiply_panels<O, V>(
+          {value, value + O::kPerWord, value + 2 * O::kPerWord, value + 3 * O::kPerWord},
+          width * O::kPerWord, weights, words,
+          {scratch_.value_panels + panel * size + d * kLanes, size}, true);
     }
   }
 
@@ -371,7 +370,7 @@ class TaskRunner {
   }
 
   // Joins the parts of rows [begin, end) to their totals and starts new ones.
-  void join_parts(int begin, int end) {
+  [[gnu::noinline]] void join_parts(int begin, int end) {
     for (int row = begin; row < end; ++row) join_part(row);
   }
 
@@ -394,7 +393,7 @@ class TaskRunner {
     start_part(row);
   }
 
-  void finish_rows() {
+  [[gnu::noinline]] void finish_rows() {
     const PagedAttentionParams& p = job_.params;
     join_parts(0, head_rows_ * (task_.end_head - task_.first_head));
     for_each_row([&](int row, std::int32_t, std::int64_t to) {

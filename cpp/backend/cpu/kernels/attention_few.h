@@ -40,9 +40,8 @@ struct KeyRows : TileRows {
 
 // The scores of R query rows at positions [begin, end) of a tile, and some around them.
 template <typename O, int R>
-[[gnu::noinline]] void score_rows(const typename O::Element* const (&query)[R],
-                                  const KeyRows& keys, int begin, int end,
-                                  std::int64_t head_dim, float* scores) {
+[[gnu::noinline]] void score_rows(const typename O::Element* const (&query)[R], const KeyRows& keys,
+                                  int begin, int end, std::int64_t head_dim, float* scores) {
   using Element = typename O::Element;
   constexpr int kGroups = 2;  // of kLanes positions, for sums enough to hide their latency
   constexpr int kStep = kGroups * kLanes;
@@ -92,8 +91,8 @@ template <typename O, int R>
 // out[r] += weights[r] times the values at [begin, end) of a tile, where weights outside are 0.
 template <typename O, int R>
 [[gnu::noinline]] void add_values(const typename O::Element* const (&weights)[R],
-                                  const TileRows& values, int begin, int end,
-                                  std::int64_t head_dim, float* const (&out)[R]) {
+                                  const TileRows& values, int begin, int end, std::int64_t head_dim,
+                                  float* const (&out)[R]) {
   using Element = typename O::Element;
   for (std::int64_t d = 0; d < head_dim; d += 2 * kLanes) {
     Vec sums[R][2];
@@ -142,9 +141,10 @@ struct RowSoftmax {
 // Takes a tile's scores [kTile] at begin <= index < end into the softmax and gives their weights,
 // 0 elsewhere. `softcap` is in units of log2; 0: none. REQUIRES: begin < end.
 template <typename O>
-[[gnu::noinline]] void weigh_row(const float* scores, int begin, int end, float softcap,
+[[gnu::noinline]] void weigh_row(float* scores, int begin, int end, float softcap,
                                  std::int64_t width, const RowSoftmax& softmax,
                                  typename O::Element* weights) {
+  if (softcap != 0.0f) cap_scores(scores, kTile, softcap);
   constexpr int kVectors = kTile / kLanes;
   const Vec hidden = splat(-__builtin_inff());
   Vec x[kVectors];
@@ -152,7 +152,6 @@ template <typename O>
 #pragma GCC unroll 4
   for (int v = 0; v < kVectors; ++v) {
     x[v] = load(scores + v * kLanes);
-    if (softcap != 0.0f) x[v] = tanh(x[v]) * splat(softcap);
     if (begin > v * kLanes || end < (v + 1) * kLanes) {
       const Vec index = load(kTileIndices.values + v * kLanes);
       x[v] = select_less(index, splat(static_cast<float>(begin)), hidden, x[v]);

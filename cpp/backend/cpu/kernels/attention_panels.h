@@ -36,8 +36,8 @@ template <typename F>
   }
 }
 
-// c[v] = a b[v], or c[v] += a b[v], for panels v: rows a[r] of words `step` elements apart, b [words]
-// [kLanes] words, c [kPanelKeys][kLanes]. Each sum runs over the words in order.
+// c[v] = a b[v], or c[v] += a b[v], for panels v: rows a[r] of words `step` elements apart, b
+// [words] [kLanes] words, c [kPanelKeys][kLanes]. Each sum runs over the words in order.
 template <typename O, int V>
 [[gnu::noinline]] void multiply_panels(const typename O::Element* const (&a)[kPanelKeys],
                                        std::int64_t step, Panels<const typename O::Element> b,
@@ -103,6 +103,15 @@ void pack_values(const TileRows& values, int begin, int end, std::int64_t head_d
   }
 }
 
+[[gnu::noinline]] inline void hide_scores(float* scores, const PanelSight& sight) {
+  const Vec hidden = splat(-__builtin_inff());
+  for (int k = 0; k < kTile; ++k) {
+    const Vec index = splat(static_cast<float>(k));
+    const Vec x = select_less(index, sight.begin, hidden, load(scores + k * kLanes));
+    store(scores + k * kLanes, select_less(index, sight.end, x, hidden));
+  }
+}
+
 // Takes a tile's scores [kTile][kLanes] into the softmax and gives their weights [kTile /
 // kPerWord][kLanes], words: with the sums and the bits of weigh_row(). Rows that see nothing stay
 // as they are.
@@ -111,16 +120,8 @@ template <typename O>
                                    std::int64_t width, const PanelSoftmax& softmax,
                                    typename O::Element* weights) {
   const Vec hidden = splat(-__builtin_inff());
-  if (softcap != 0.0f || !sight.all) {
-    for (int k = 0; k < kTile; ++k) {
-      Vec x = load(scores + k * kLanes);
-      if (softcap != 0.0f) x = tanh(x) * splat(softcap);
-      const Vec index = splat(static_cast<float>(k));
-      x = select_less(index, sight.begin, hidden, x);
-      x = select_less(index, sight.end, x, hidden);
-      store(scores + k * kLanes, x);
-    }
-  }
+  if (softcap != 0.0f) cap_scores(scores, kTile * kLanes, softcap);
+  if (!sight.all) hide_scores(scores, sight);
   Vec maxima[4] = {hidden, hidden, hidden, hidden};
   for (int k = 0; k < kTile; k += 4) {
 #pragma GCC unroll 4
@@ -163,7 +164,8 @@ template <typename O>
 
 // Rows of 32-bit units, `stride` of them apart -> a panel [units][kLanes], and back for the first n
 // rows. Units are moved kLanes at a time.
-inline void to_panel(const float* rows, std::int64_t stride, std::int64_t units, float* panel) {
+[[gnu::noinline]] inline void to_panel(const float* rows, std::int64_t stride, std::int64_t units,
+                                       float* panel) {
   for (std::int64_t d = 0; d < units; d += kLanes) {
     Vec block[kLanes];
 #pragma GCC unroll 16
@@ -174,8 +176,8 @@ inline void to_panel(const float* rows, std::int64_t stride, std::int64_t units,
   }
 }
 
-inline void from_panel(const float* panel, std::int64_t units, float* rows, std::int64_t stride,
-                       int n) {
+[[gnu::noinline]] inline void from_panel(const float* panel, std::int64_t units, float* rows,
+                                         std::int64_t stride, int n) {
   for (std::int64_t d = 0; d < units; d += kLanes) {
     Vec block[kLanes];
 #pragma GCC unroll 16

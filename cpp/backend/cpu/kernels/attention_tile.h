@@ -17,7 +17,7 @@ struct PassTiles {
   bool empty() const { return first >= end; }
 };
 
-inline PassTiles tiles_of(const AttentionJob& job, const AttentionPass& pass) {
+[[gnu::noinline]] inline PassTiles tiles_of(const AttentionJob& job, const AttentionPass& pass) {
   const AttentionSpan* spans = job.plan.spans();
   const std::int32_t window = job.params.sliding_window;
   PassTiles tiles;
@@ -50,8 +50,8 @@ struct Tile {
 };
 
 // No table entry is read for positions that none of the queries sees.
-inline void locate(const AttentionJob& job, const PassTiles& tiles, std::int32_t index,
-                   Tile* tile) {
+[[gnu::noinline]] inline void locate(const AttentionJob& job, const PassTiles& tiles,
+                                     std::int32_t index, Tile* tile) {
   const KvCacheView& cache = job.params.cache;
   const ForwardBatch& batch = job.batch;
   const BlockId* table = batch.block_tables + batch.table_rows[tiles.seq] * batch.table_stride;

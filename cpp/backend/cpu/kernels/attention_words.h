@@ -8,6 +8,13 @@ namespace pagedcore::cpu::PAGEDCORE_ISA {
 
 inline constexpr int kTile = kAttentionTile;
 
+// Scores [count] -> softly capped, in units of log2.
+[[gnu::noinline]] inline void cap_scores(float* scores, int count, float softcap) {
+  for (int i = 0; i < count; i += kLanes) {
+    store(scores + i, tanh(load(scores + i)) * splat(softcap));
+  }
+}
+
 struct FloatWords {
   using Element = float;
   static constexpr DType kDType = DType::kFloat32;
@@ -21,8 +28,8 @@ struct FloatWords {
     for (int v = 0; v < 2; ++v) {
       const std::int64_t left = n - v * kLanes;
       const float* from = rows[0] + v * kLanes;
-      out[v] = left >= kLanes ? load(from)
-                              : (left > 0 ? load_n(from, static_cast<int>(left)) : zero());
+      out[v] =
+          left >= kLanes ? load(from) : (left > 0 ? load_n(from, static_cast<int>(left)) : zero());
     }
   }
   static Vec to_words(const Vec (&numbers)[1]) { return numbers[0]; }
