@@ -138,6 +138,14 @@ inline Vec splat_quad(const void* p) { return _mm256_broadcast_ps(static_cast<co
   };
   return _mm256_insertf128_ps(_mm256_castps128_ps256(quad(0)), quad(1), 1);
 }
+// Group g from groups[g] + i.
+template <typename T>
+[[gnu::always_inline]] inline Vec gather_quads(const T* const (&groups)[2], std::int64_t i) {
+  const auto quad = [&](int group) __attribute__((always_inline)) {
+    return _mm_loadu_ps(reinterpret_cast<const float*>(groups[group] + i));
+  };
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(quad(0)), quad(1), 1);
+}
 
 // Forced inline: a call to a function that only prefetches has no effect that GCC would keep.
 [[gnu::always_inline]] inline void prefetch_l1(const void* p) {

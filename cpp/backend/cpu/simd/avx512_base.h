@@ -130,6 +130,15 @@ inline Vec splat_quad(const void* p) {
   const __m256 high = _mm256_insertf128_ps(_mm256_castps128_ps256(quad(2)), quad(3), 1);
   return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
 }
+template <typename T>
+[[gnu::always_inline]] inline Vec gather_quads(const T* const (&groups)[4], std::int64_t i) {
+  const auto quad = [&](int group) __attribute__((always_inline)) {
+    return _mm_loadu_ps(reinterpret_cast<const float*>(groups[group] + i));
+  };
+  const __m256 low = _mm256_insertf128_ps(_mm256_castps128_ps256(quad(0)), quad(1), 1);
+  const __m256 high = _mm256_insertf128_ps(_mm256_castps128_ps256(quad(2)), quad(3), 1);
+  return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+}
 
 // Forced inline: a call to a function that only prefetches has no effect that GCC would keep.
 [[gnu::always_inline]] inline void prefetch_l1(const void* p) {

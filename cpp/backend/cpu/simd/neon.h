@@ -84,6 +84,10 @@ inline Vec splat_quad(const void* p) {
   return vreinterpretq_f32_u8(vld1q_u8(static_cast<const std::uint8_t*>(p)));
 }
 inline Vec load_quads(const void* p, std::int64_t) { return splat_quad(p); }
+template <typename T>
+inline Vec gather_quads(const T* const (&groups)[1], std::int64_t i) {
+  return splat_quad(groups[0] + i);
+}
 
 // Forced inline: a call to a function that only prefetches has no effect that GCC would keep.
 [[gnu::always_inline]] inline void prefetch_l1(const void* p) { __builtin_prefetch(p, 0, 3); }
