@@ -72,6 +72,7 @@ class PagedKvManager final : public KvManager {
                                std::vector<Placement>& placements) const;
   Placement plan_placement(Sequence& sequence, Sequence* sibling, PrefixUse use) const;
   std::int32_t num_needed(const std::vector<Placement>& placements) const;
+  void reserve_to_place(std::span<const Placement> placements, std::vector<BlockCopy>& copies);
   void place(Placement& placement, std::vector<BlockCopy>& copies);
   // Full blocks that both sequences can share, leaving each its last token to compute.
   std::int32_t num_shareable_blocks(const Sequence& a, const Sequence& b) const;

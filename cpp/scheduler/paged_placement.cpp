@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "cpp/base/reserve.h"
 #include "cpp/scheduler/paged_kv_manager.h"
 #include "pagedcore/error.h"
 
@@ -27,6 +28,7 @@ bool PagedKvManager::try_admit(SequenceGroup& group, std::int32_t headroom,
     use = use == PrefixUse::kTokens ? PrefixUse::kFullBlocks : use;
     if (plan_placements(group, use, placements) > limit) return false;
   }
+  reserve_to_place(placements, copies);
   // What one sequence found in the cache must outlive the blocks that another takes.
   const std::size_t num_pins = pins_.size();
   for (const Placement& placement : placements) {
@@ -37,6 +39,18 @@ bool PagedKvManager::try_admit(SequenceGroup& group, std::int32_t headroom,
   for (std::size_t i = num_pins; i < pins_.size(); ++i) allocator_.pin(pins_[i]);
   for (Placement& placement : placements) place(placement, copies);
   return true;
+}
+
+// Takes the memory that place() needs, so that it cannot fail half-way.
+void PagedKvManager::reserve_to_place(std::span<const Placement> placements,
+                                      std::vector<BlockCopy>& copies) {
+  std::size_t num_pins = 0;
+  for (const Placement& placement : placements) {
+    table(*placement.sequence).reserve_ids(placement.sequence->num_tokens());
+    num_pins += placement.match.blocks.size() + 3;  // a partial match, and a copy of each kind
+  }
+  reserve_more(pins_, num_pins);
+  reserve_more(copies, 2 * placements.size());
 }
 
 std::int32_t PagedKvManager::plan_placements(const SequenceGroup& group, PrefixUse use,
@@ -122,7 +136,7 @@ void PagedKvManager::place(Placement& placement, std::vector<BlockCopy>& copies)
   Sequence& sequence = *placement.sequence;
   BlockTable& blocks = table(sequence);
   if (placement.sibling != nullptr) {
-    blocks = table(*placement.sibling).fork(placement.num_shared * block_size_);
+    blocks.become_fork(table(*placement.sibling), placement.num_shared * block_size_);
     set_num_computed(sequence, placement.num_shared * block_size_);
     num_registered_blocks(sequence) = 0;
     set_waits_for(sequence, placement.sibling);
@@ -145,10 +159,14 @@ bool PagedKvManager::try_swap_out(SequenceGroup& group, std::vector<BlockCopy>& 
   }
   if (static_cast<std::int32_t>(host_of.size()) > host_.num_available()) return false;
   for (const auto& sequence : group.sequences()) {
+    host_table(*sequence).reserve_ids(sequence->num_computed());
+  }
+  reserve_more(moves, host_of.size());
+  for (const auto& sequence : group.sequences()) {
     const std::int32_t num_computed = sequence->num_computed();
-    BlockTable host = make_host_table();
+    BlockTable host = std::move(host_table(*sequence));
     for (const BlockId block : sequence->table().first(blocks_for(num_computed))) {
-      BlockId& host_block = host_of[block];
+      BlockId& host_block = host_of.find(block)->second;
       if (host_block >= 0) {
         host.append_shared(host_block);
         continue;
@@ -188,16 +206,21 @@ bool PagedKvManager::try_swap_in(SequenceGroup& group, std::int32_t headroom,
   if (num_needed_to_swap_in(group) + headroom > allocator_.num_available()) return false;
   std::unordered_map<BlockId, BlockId> block_of;
   for (const auto& sequence : group.sequences()) {
+    for (const BlockId block : host_table(*sequence).blocks()) block_of.emplace(block, -1);
+    table(*sequence).reserve_ids(sequence->num_tokens());
+  }
+  reserve_more(moves, block_of.size());
+  for (const auto& sequence : group.sequences()) {
     BlockTable& blocks = table(*sequence);
     for (const BlockId host_block : host_table(*sequence).blocks()) {
-      const auto [found, is_new] = block_of.try_emplace(host_block, -1);
-      if (!is_new) {
-        blocks.append_shared(found->second);
+      BlockId& block = block_of.find(host_block)->second;
+      if (block >= 0) {
+        blocks.append_shared(block);
         continue;
       }
-      found->second = *allocator_.try_allocate();
-      blocks.append_owned(found->second);
-      moves.push_back({host_block, found->second});
+      block = *allocator_.try_allocate();
+      blocks.append_owned(block);
+      moves.push_back({host_block, block});
     }
     mark_changed(*sequence, 0);
   }

@@ -73,7 +73,7 @@ bool SchedulerCore::reclaim_from_waiting(const SequenceGroup* except) {
     SequenceGroup& group = *it->second;
     if (&group == except || !group.waits_with_blocks_) continue;
     set_waits_with_blocks(group, false);
-    kv_->release(*group.sequences_[0], true);
+    for (const auto& sequence : group.sequences_) kv_->release(*sequence, true);
     return true;
   }
   return false;
@@ -101,24 +101,34 @@ void SchedulerCore::take_from(SequenceGroup& victim, PreemptionCause cause) {
     note_preemption(victim, PreemptionKind::kTail, cause);
   }
   set_partial(victim, true);
-  plan_.preempted.push_back(victim.request_id_);
+  report_preempted(victim);
 }
 
 void SchedulerCore::preempt(SequenceGroup& group, PreemptionCause cause, bool content_is_good) {
   const bool can_swap = content_is_good && !group.is_partial_ && is_swap_cheaper();
   const bool was_partial = group.is_partial_;
+  const bool is_swapped = can_swap && try_swap_out(group);
   remove_from_queue(group);
-  if (can_swap && try_swap_out(group)) {
+  if (is_swapped) {
     note_preemption(group, PreemptionKind::kSwap, cause);
     group.state_ = GroupState::kSwapped;
   } else {
-    counters_.preempted_tokens += std::int64_t{num_unique_blocks(group)} * kv_->block_size();
+    const std::int64_t num_available = kv_->allocator().num_available();
     for (const auto& sequence : group.sequences_) release_blocks(*sequence, content_is_good);
+    counters_.preempted_tokens +=
+        (kv_->allocator().num_available() - num_available) * kv_->block_size();
     if (!was_partial) note_preemption(group, PreemptionKind::kRecompute, cause);
     group.state_ = GroupState::kPreempted;
   }
-  resumed_.emplace(key(group), &group);
-  if (plan_is_open_) plan_.preempted.push_back(group.request_id_);
+  resumed_.insert(std::move(group.queue_node_));
+  if (plan_is_open_) report_preempted(group);
+}
+
+// The plan's list has room for every group that a step can run, so this never fails.
+void SchedulerCore::report_preempted(const SequenceGroup& group) {
+  std::vector<RequestId>& preempted = plan_.preempted;
+  if (std::ranges::find(preempted, group.request_id_) != preempted.end()) return;
+  preempted.push_back(group.request_id_);
 }
 
 bool SchedulerCore::is_swap_cheaper() const {
@@ -177,26 +187,21 @@ void SchedulerCore::make_way_for_priority() {
 
 void SchedulerCore::abandon() {
   PAGEDCORE_REQUIRE(plan_is_open_, "abandon: there is no plan to abandon");
-  std::vector<SequenceGroup*> touched;
   const auto waits_for_copy = [&](const auto& sequence) {
     return std::ranges::any_of(plan_.copies, [&](const BlockCopy& copy) {
       return std::ranges::find(sequence->table(), copy.dst) != sequence->table().end();
     });
   };
-  for (SequenceGroup* group : running_) {
+  for (std::size_t i = 0; i < running_.size();) {
+    SequenceGroup* group = running_[i];
     const bool is_planned = std::ranges::any_of(
         plan_.spans, [&](const Span& span) { return &span.sequence->group() == group; });
     if (is_planned || group->admitted_step_ == step_ ||
         std::ranges::any_of(group->sequences_, waits_for_copy)) {
-      touched.push_back(group);
+      preempt(*group, PreemptionCause::kAbandon, false);
+    } else {
+      ++i;
     }
-  }
-  for (SequenceGroup* group : touched) {
-    remove_from_queue(*group);
-    for (const auto& sequence : group->sequences_) release_blocks(*sequence, false);
-    note_preemption(*group, PreemptionKind::kRecompute, PreemptionCause::kAbandon);
-    group->state_ = GroupState::kPreempted;
-    resumed_.emplace(key(*group), group);
   }
   for (const auto& [_, group] : resumed_) {
     if (group->state_ != GroupState::kSwapped || group->preempted_step_ != step_) continue;
