@@ -86,7 +86,8 @@ struct Engine::Impl {
   void require_loadable(const Snapshot& snapshot, const SamplingParams* params) const;
   void go_on(RequestState& request, const Snapshot& snapshot) const;
   void restore(RequestState& request, const Snapshot& snapshot);
-  void write_kv(const SequenceGroup& group, std::span<const SavedSequence> saved);
+  void write_kv(const SequenceGroup& group, std::span<const SavedSequence> saved,
+                std::span<std::byte> block, std::vector<bool>& is_written);
 
   // step.cpp
   std::span<const SequenceUpdate> step();

@@ -41,7 +41,8 @@ void require_kv(std::span<const SavedSequence> sequences, std::size_t index,
 // Prompt and output of a sequence that goes on.
 std::span<const TokenId> live_tokens(const Snapshot& snapshot) {
   const auto found = std::ranges::find_if(snapshot.sequences, &SavedSequence::is_live);
-  PAGEDCORE_REQUIRE(found != snapshot.sequences.end(), "the snapshot has no sequence to go on with");
+  PAGEDCORE_REQUIRE(found != snapshot.sequences.end(),
+                    "the snapshot has no sequence to go on with");
   return found->tokens;
 }
 
@@ -55,9 +56,9 @@ void require_of_request(const Snapshot& snapshot, std::span<const TokenId> token
   PAGEDCORE_REQUIRE(num_tokens >= snapshot.num_prompt_tokens && num_tokens <= limit,
                     "the snapshot has a sequence of ", num_tokens, " tokens, with ",
                     snapshot.num_prompt_tokens, " of the prompt and at most ", limit);
-  PAGEDCORE_REQUIRE(
-      std::equal(tokens.begin(), tokens.begin() + snapshot.num_prompt_tokens, live_tokens(snapshot).begin()),
-      "the snapshot's sequences have different prompts");
+  PAGEDCORE_REQUIRE(std::equal(tokens.begin(), tokens.begin() + snapshot.num_prompt_tokens,
+                               live_tokens(snapshot).begin()),
+                    "the snapshot's sequences have different prompts");
 }
 
 void require_beams(const Snapshot& snapshot, std::int64_t vocab_size) {

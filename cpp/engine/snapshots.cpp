@@ -258,6 +258,8 @@ void Engine::Impl::restore(RequestState& request, const Snapshot& snapshot) {
   std::vector<SequenceSpec> specs;
   std::vector<std::int32_t> place;  // in specs, of each saved sequence
   std::vector<SequenceState*> live;
+  std::vector<std::byte> block(cache.block_bytes());
+  std::vector<bool> is_written(memory.num_blocks, false);
   request.reserve_sequences(static_cast<std::int32_t>(snapshot.sequences.size()));
   for (const SavedSequence& saved : snapshot.sequences) {
     SequenceState& state = request.add_sequence();
@@ -281,17 +283,17 @@ void Engine::Impl::restore(RequestState& request, const Snapshot& snapshot) {
       scheduler.restore(spec_of(request, specs[0].tokens.first(request.num_prompt_tokens)), specs);
   for (std::size_t i = 0; i < live.size(); ++i) link(*live[i], *group.sequences()[i]);
   try {
-    write_kv(group, snapshot.sequences);
+    write_kv(group, snapshot.sequences, block, is_written);
   } catch (...) {
     scheduler.abort(request.id);
     throw;
   }
 }
 
-void Engine::Impl::write_kv(const SequenceGroup& group, std::span<const SavedSequence> saved) {
-  const std::int64_t block_bytes = cache.block_bytes();
-  std::vector<std::byte> block(block_bytes);
-  std::vector<bool> is_written(memory.num_blocks, false);
+// Writes the KV of a restored group, every block once; `block` is room for one.
+void Engine::Impl::write_kv(const SequenceGroup& group, std::span<const SavedSequence> saved,
+                            std::span<std::byte> block, std::vector<bool>& is_written) {
+  const auto block_bytes = static_cast<std::int64_t>(block.size());
   auto sequence = group.sequences().begin();
   for (std::size_t i = 0; i < saved.size(); ++i) {
     if (!saved[i].is_live) continue;

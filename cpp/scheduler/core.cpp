@@ -105,10 +105,12 @@ SequenceGroup& SchedulerCore::enqueue(const GroupSpec& spec, const Fill& fill) {
   try {
     group = make_group(spec);
     group->salt_ = salt;
-    fill(*group);
     waiting_.emplace(key(*group), group.get());
-    return *(groups_[spec.request_id] = std::move(group));
+    std::unique_ptr<SequenceGroup>& place = groups_[spec.request_id];
+    fill(*group);
+    return *(place = std::move(group));
   } catch (...) {
+    groups_.erase(spec.request_id);
     if (group != nullptr) {
       waiting_.erase(key(*group));
       for (const auto& sequence : group->sequences_) sequences_.erase(sequence->id_);
@@ -187,6 +189,9 @@ const SequenceGroup& SchedulerCore::restore(const GroupSpec& spec,
     for (const SequenceSpec& s : specs) {
       group.sequences_.push_back(make_sequence(group, {s.tokens.begin(), s.tokens.end()},
                                                static_cast<std::int32_t>(spec.prompt.size())));
+    }
+    for (std::size_t i = 0; i < specs.size(); ++i) {
+      group.sequences_[i]->table_.reserve_ids(specs[i].num_computed);
     }
     if (try_restore(group, specs)) return;
     for (const auto& sequence : group.sequences_) kv_->release(*sequence, false);
