@@ -129,7 +129,7 @@ def test_a_swapped_group_is_saved_with_its_blocks():
     first = engine.add_request(PROMPT, params(max_tokens=30), priority=0)
     second = engine.add_request(PROMPT[::-1], params(**group), priority=1)
     outputs = {}
-    while not (states := states_of(engine, second)) == {"SWAPPED"}:
+    while (states := states_of(engine, second)) != {"SWAPPED"}:
         assert engine.has_unfinished() and states
         step(engine, 1, outputs)
     other = engine_of(enable_prefix_caching=False)
