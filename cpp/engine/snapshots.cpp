@@ -37,9 +37,14 @@ void for_each_run(const KvCacheView& cache, std::int64_t num_tokens, std::int64_
   }
 }
 
-// Where a sequence's KV lies: blocks of the device, or of the host while it is swapped out.
-std::span<const BlockId> blocks_of(const Sequence& sequence) {
-  return sequence.host_table().empty() ? sequence.table() : sequence.host_table();
+// First blocks that two sequences of a group share, on the device or, behind these, on the host.
+std::int64_t num_shared_blocks(const Sequence& a, const Sequence& b) {
+  const auto num_common = [](std::span<const BlockId> x, std::span<const BlockId> y) {
+    return std::ranges::mismatch(x, y).in1 - x.begin();
+  };
+  const std::ptrdiff_t num_blocks = num_common(a.table(), b.table());
+  const bool is_all = num_blocks == std::ssize(a.table()) && num_blocks == std::ssize(b.table());
+  return num_blocks + (is_all ? num_common(a.host_table(), b.host_table()) : 0);
 }
 
 // Tokens whose KV is stored; of a sequence that is being rebuilt, siblings have still to compute
@@ -52,13 +57,12 @@ std::int32_t num_stored(const Sequence& sequence) {
 // The earlier sequence of a file that shares the most tokens' blocks with the last one.
 void find_shared(std::span<const Sequence* const> sources, std::span<SavedSequence> saved,
                  std::int32_t block_size) {
-  const std::span<const BlockId> blocks = blocks_of(*sources.back());
   SavedSequence& last = saved.back();
   for (std::size_t i = 0; i + 1 < saved.size(); ++i) {
     if (sources[i] == nullptr) continue;
-    const auto common = std::ranges::mismatch(blocks, blocks_of(*sources[i])).in1 - blocks.begin();
-    const auto num_shared = static_cast<std::int32_t>(
-        std::min<std::int64_t>({common * block_size, last.num_computed, saved[i].num_computed}));
+    const std::int64_t num_blocks = num_shared_blocks(*sources.back(), *sources[i]);
+    const auto num_shared = static_cast<std::int32_t>(std::min<std::int64_t>(
+        {num_blocks * block_size, last.num_computed, saved[i].num_computed}));
     if (num_shared <= last.num_shared) continue;
     last.sibling = static_cast<std::int32_t>(i);
     last.num_shared = num_shared;
@@ -182,15 +186,16 @@ void Engine::Impl::read_kv(const Sequence& sequence, SavedSequence& saved) const
   const std::int32_t num_own = saved.num_computed - saved.num_shared;
   saved.kv.resize(num_own * (block_bytes / config.block_size));
   std::vector<std::byte> block(block_bytes);
-  const bool is_on_host = !sequence.host_table().empty();
+  const std::span<const BlockId> table = sequence.table();
   for (std::int32_t first = saved.num_shared; first < saved.num_computed;) {
-    const BlockId id = blocks_of(sequence)[first / config.block_size];
-    if (is_on_host) {
-      const auto* host = static_cast<const std::byte*>(host_blocks.data());
-      std::memcpy(block.data(), host + id * block_bytes, block_bytes);
-    } else {
+    const std::size_t index = first / config.block_size;
+    if (index < table.size()) {
       const auto* device = static_cast<const std::byte*>(cache.data);
-      backend->download(block.data(), device + id * block_bytes, block_bytes);
+      backend->download(block.data(), device + table[index] * block_bytes, block_bytes);
+    } else {
+      const auto* host = static_cast<const std::byte*>(host_blocks.data());
+      const BlockId id = sequence.host_table()[index - table.size()];
+      std::memcpy(block.data(), host + id * block_bytes, block_bytes);
     }
     const std::int32_t offset = first % config.block_size;
     const std::int32_t count = std::min(config.block_size - offset, saved.num_computed - first);

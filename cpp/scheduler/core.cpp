@@ -154,8 +154,9 @@ Sequence& SchedulerCore::fork_request(Sequence& parent, std::int32_t num_tokens,
 
 // Lets a sequence without blocks share those that another has of its first tokens.
 void SchedulerCore::share_computed(Sequence& parent, Sequence& child, std::int32_t num_tokens) {
-  if (parent.waits_for_ != nullptr || parent.host_table_.num_blocks() > 0) return;
-  const std::int32_t num_shared = std::min(num_tokens, parent.num_computed_);
+  if (parent.waits_for_ != nullptr) return;
+  const auto num_slots = static_cast<std::int32_t>(parent.table_.num_slots());
+  const std::int32_t num_shared = std::min({num_tokens, parent.num_computed_, num_slots});
   child.num_computed_ = child.max_computed_ = num_shared;
   if (num_shared > 0) kv_->fork(parent, child, pending_copies_);
 }
@@ -358,6 +359,7 @@ void SchedulerCore::hold(Sequence& sequence) {
   reserve_more(group.held_, 1);
   group.held_.push_back(detach(sequence));
   give_row_back(sequence);
+  sequence.drop_host_tail();
   kv_->on_blocks_filled(sequence);
   sequence.table_.truncate(sequence.num_computed_);
 }

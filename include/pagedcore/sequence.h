@@ -18,7 +18,8 @@ class SequenceGroup;
 
 // One stream of tokens with its own block table. Made and changed by the scheduler only; callers
 // read it. A reference stays good until the sequence is finished or its request aborted.
-// Invariant: num_computed <= num_tokens, and the table of a running sequence reaches num_computed.
+// Invariant: num_computed <= num_tokens; the table, and behind it the blocks that lie on the host,
+// reach num_computed.
 class PAGEDCORE_API Sequence {
  public:
   Sequence(SequenceId id, SequenceGroup& group, std::vector<TokenId> tokens,
@@ -35,7 +36,8 @@ class PAGEDCORE_API Sequence {
   std::int32_t num_prompt_tokens() const { return num_prompt_tokens_; }
   std::int32_t num_computed() const { return num_computed_; }  // tokens whose KV the cache holds
   std::span<const BlockId> table() const { return table_.blocks(); }
-  std::span<const BlockId> host_table() const { return host_table_.blocks(); }  // while swapped out
+  // Behind the table's: the blocks that lie on the host after a swap.
+  std::span<const BlockId> host_table() const { return host_table_.blocks(); }
   // After a preemption it still waits for a sibling to compute blocks that both share.
   bool is_rebuilding() const { return waits_for_ != nullptr; }
   const SequenceGroup& group() const { return *group_; }
@@ -46,6 +48,9 @@ class PAGEDCORE_API Sequence {
  private:
   friend class KvManager;
   friend class SchedulerCore;
+
+  // Counts the tokens in host blocks as not computed, and gives the blocks up.
+  void drop_host_tail();
 
   std::vector<TokenId> tokens_;
   std::int32_t num_computed_ = 0;
@@ -63,13 +68,18 @@ class PAGEDCORE_API Sequence {
   std::int32_t num_prompt_tokens_;
   std::int32_t num_registered_blocks_ = 0;  // that the prefix cache knows; -1: none may follow
   BlockTable table_;
-  BlockTable host_table_;  // where the tokens lie while the group is swapped out
+  BlockTable host_table_;  // where the tokens behind the table's lie after a swap
 };
 
 enum class GroupState : std::int8_t { kWaiting, kRunning, kPreempted, kSwapped, kFinished };
 
 // How a group lost blocks, and for whom.
-enum class PreemptionKind : std::int8_t { kNone, kTail, kRecompute, kSwap };
+enum class PreemptionKind : std::int8_t {
+  kNone,
+  kTail,       // its last blocks, computed again
+  kRecompute,  // all blocks, computed again
+  kSwap,       // its last blocks or all, moved to host blocks and back
+};
 enum class PreemptionCause : std::int8_t {
   kNone,
   kMemory,    // an earlier group had to grow

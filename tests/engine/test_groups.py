@@ -129,8 +129,8 @@ def test_a_swapped_group_is_saved_with_its_blocks():
     first = engine.add_request(PROMPT, params(max_tokens=30), priority=0)
     second = engine.add_request(PROMPT[::-1], params(**group), priority=1)
     outputs = {}
-    while (states := states_of(engine, second)) != {"SWAPPED"}:
-        assert engine.has_unfinished() and states
+    while not any(s.host_table for s in engine.kv_map().sequences if s.request_id == second):
+        assert engine.has_unfinished()
         step(engine, 1, outputs)
     other = engine_of(enable_prefix_caching=False)
     loaded = other.load(engine.save(second))
@@ -143,10 +143,6 @@ def test_a_swapped_group_is_saved_with_its_blocks():
     run(engine, outputs)
     assert results(outputs, second) == wanted
     assert results(outputs, first) == whole(PROMPT, max_tokens=30)
-
-
-def states_of(engine, request):
-    return {s.state.name for s in engine.kv_map().sequences if s.request_id == request}
 
 
 def test_one_beam_goes_on_alone_under_new_params():
