@@ -90,7 +90,6 @@ class PagedKvManager final : public KvManager {
   // Keeps the first blocks of a table; what computed tokens the others hold stays findable.
   void cut(Sequence& sequence, std::int32_t num_kept);
   std::span<const BlockId> stored_tail(const Sequence& sequence, std::int32_t num_kept) const;
-  static bool has_host_blocks(const SequenceGroup& group);
   static std::int32_t num_host_blocks(const SequenceGroup& group);  // different ones
   void register_tail(Sequence& sequence);
   void replace(Sequence& sequence, std::int32_t index, BlockId block);  // by one of equal content
