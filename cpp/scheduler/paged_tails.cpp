@@ -70,7 +70,7 @@ bool PagedKvManager::try_swap_out(SequenceGroup& group, const Tail& tail,
     const Sequence& sequence = *group.sequences()[i];
     const std::span<const BlockId> blocks = stored_tail(sequence, tail.num_kept[i]);
     for (const BlockId block : blocks) host_of.emplace(block, -1);
-    const auto num_blocks = std::ssize(blocks) + host_table(sequence).num_blocks();
+    const auto num_blocks = std::ssize(blocks) + std::ssize(sequence.host_table());
     hosts.push_back(make_host_table());
     hosts.back().reserve_ids(num_blocks * block_size_);
   }
