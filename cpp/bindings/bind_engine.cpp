@@ -95,7 +95,7 @@ RequestId fork(Engine& engine, RequestId request_id, const SamplingParams& param
   return engine.fork(request_id, index, at_token, params, more_tokens, options);
 }
 
-py::bytes save(const Engine& engine, RequestId request_id, std::int32_t index) {
+py::bytes save(const Engine& engine, RequestId request_id, std::optional<std::int32_t> index) {
   std::vector<std::byte> bytes;
   {
     const py::gil_scoped_release no_gil;
@@ -246,7 +246,7 @@ void bind_engine(py::module_& m) {
       .def("hold", &Engine::hold, py::arg("request_id"))
       .def("release", &Engine::release, py::arg("request_id"))
       .def("tokens", &Engine::tokens, py::arg("request_id"), py::arg("index") = 0)
-      .def("save", &save, py::arg("request_id"), py::arg("index") = 0)
+      .def("save", &save, py::arg("request_id"), py::arg("index") = py::none())
       .def("load", &load, py::arg("snapshot"), py::arg("params") = py::none(), py::kw_only(),
            py::arg("priority") = 0, py::arg("tenant") = "", py::arg("hold") = false)
       .def("set_tenant_quota", &Engine::set_tenant_quota, py::arg("tenant"), py::arg("num_blocks"))

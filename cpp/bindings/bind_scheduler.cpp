@@ -273,8 +273,10 @@ void bind_class(py::module_& m) {
          bool read_prefix_cache) {
         const PySpec spec{request_id, num_sequences, max_total_tokens, priority,
                           tenant,     cache_salt,    read_prefix_cache};
-        return PySequence{
-            self, self->restore(spec.with_prompt(prompt), to_span(tokens), num_computed).id()};
+        const SequenceSpec sequence{.tokens = to_span(tokens), .num_computed = num_computed};
+        const SequenceGroup& group =
+            self->restore(spec.with_prompt(prompt), std::span(&sequence, 1));
+        return PySequence{self, group.sequences()[0]->id()};
       },
       py::arg("prompt"), py::arg("tokens"), py::arg("num_computed"));
 }

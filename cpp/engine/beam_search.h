@@ -10,7 +10,8 @@
 namespace pagedcore {
 
 // The choices of one beam search, token for token those of transformers' generate(num_beams=k,
-// do_sample=False). Sees scores only; the engine forks and ends the sequences.
+// do_sample=False). Sees scores only; the engine forks and ends the sequences. Nothing allocates
+// after construction.
 class BeamSearch {
  public:
   // A possible next token of an open beam.
@@ -20,35 +21,39 @@ class BeamSearch {
     float score = 0.0f;  // sum of logprobs with this token
   };
   struct Hypothesis {
-    std::vector<TokenId> output;
+    std::vector<TokenId> tokens;  // prompt, then output
     float log_probability = 0.0f;
     float score = 0.0f;  // length-penalised
     TokenId stop_token = -1;
   };
 
   BeamSearch(const SamplingParams& params, std::int32_t num_stop_tokens,
-             std::int32_t max_output_tokens);
+             std::int32_t num_prompt_tokens, std::int32_t max_output_tokens);
+  // Goes on from what another search had come to.
+  void restore(std::span<const float> beam_scores, std::span<const Hypothesis> hypotheses);
 
   // Candidates that each open beam must offer, the most likely ones.
   std::int32_t num_candidates() const { return num_candidates_; }
-  float beam_score(std::int32_t beam) const { return beam_scores_[beam]; }
+  std::span<const float> beam_scores() const { return beam_scores_; }  // of the open beams
 
   // Takes the candidates of all open beams, each of `output_len` tokens so far, and decides.
-  // `output_of(beam)` gives a beam's output tokens and `is_stop(token)` whether it ends one.
-  // Gives the beams to go on with; none when the search is over.
-  template <typename OutputOf, typename IsStop>
+  // `tokens_of(beam)` gives a beam's tokens, prompt first, and `is_stop(token)` whether it ends
+  // one. Gives the beams to go on with; none when the search is over.
+  template <typename TokensOf, typename IsStop>
   std::span<const Candidate> advance(std::vector<Candidate>& candidates, std::int32_t output_len,
-                                     const OutputOf& output_of, const IsStop& is_stop);
+                                     const TokensOf& tokens_of, const IsStop& is_stop);
 
-  // Best first; at most beam_width.
-  const std::vector<Hypothesis>& hypotheses() const { return hypotheses_; }
+  // Best first; at most beam_width. The caller may move their tokens away when the search is over.
+  std::span<Hypothesis> hypotheses() { return hypotheses_; }
+  std::span<const Hypothesis> hypotheses() const { return hypotheses_; }
 
  private:
   void select_best(std::vector<Candidate>& candidates) const;
   float penalised(float score, std::int32_t length) const;
-  // Places a hypothesis; false where beam_width better ones are known.
+  // False where beam_width better ones are known.
   bool may_place(float score) const;
-  void place(Hypothesis hypothesis);
+  // Places a hypothesis of `tokens` and then `more`.
+  void place(std::span<const TokenId> tokens, std::span<const TokenId> more, Hypothesis hypothesis);
   bool can_improve(std::int32_t output_len) const;
 
   std::int32_t beam_width_;
@@ -59,12 +64,13 @@ class BeamSearch {
   std::vector<float> beam_scores_;
   std::vector<Candidate> next_;
   std::vector<Hypothesis> hypotheses_;
+  std::vector<std::vector<TokenId>> spare_tokens_;  // room for the tokens of hypotheses to come
 };
 
-template <typename OutputOf, typename IsStop>
+template <typename TokensOf, typename IsStop>
 std::span<const BeamSearch::Candidate> BeamSearch::advance(std::vector<Candidate>& candidates,
                                                            std::int32_t output_len,
-                                                           const OutputOf& output_of,
+                                                           const TokensOf& tokens_of,
                                                            const IsStop& is_stop) {
   select_best(candidates);
   const std::int32_t length = output_len + 1;
@@ -80,11 +86,8 @@ std::span<const BeamSearch::Candidate> BeamSearch::advance(std::vector<Candidate
     // Candidates beyond the beam's width are there to go on with, not to end with.
     const float score = penalised(candidate.score, length);
     if (static_cast<std::int32_t>(i) >= beam_width_ || !may_place(score)) continue;
-    const std::span<const TokenId> output = output_of(candidate.beam);
-    Hypothesis hypothesis{
-        {output.begin(), output.end()}, candidate.score, score, stops ? candidate.token : -1};
-    hypothesis.output.push_back(candidate.token);
-    place(std::move(hypothesis));
+    place(tokens_of(candidate.beam), {&candidate.token, 1},
+          {{}, candidate.score, score, stops ? candidate.token : -1});
   }
   beam_scores_.clear();
   for (const Candidate& candidate : next_) beam_scores_.push_back(candidate.score);

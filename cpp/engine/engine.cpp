@@ -112,7 +112,7 @@ std::vector<TokenId> Engine::tokens(RequestId request_id, std::int32_t index) co
   return {tokens.begin(), tokens.end()};
 }
 
-std::vector<std::byte> Engine::save(RequestId request_id, std::int32_t index) const {
+std::vector<std::byte> Engine::save(RequestId request_id, std::optional<std::int32_t> index) const {
   return impl_->save(request_id, index);
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -14,6 +15,7 @@
 #include "cpp/engine/host_pool.h"
 #include "cpp/engine/request_state.h"
 #include "cpp/engine/sample_batch.h"
+#include "cpp/engine/snapshot.h"
 #include "cpp/engine/update_list.h"
 #include "pagedcore/decoder.h"
 #include "pagedcore/engine.h"
@@ -52,8 +54,10 @@ struct Engine::Impl {
                                              const SamplingParams& params,
                                              const RequestOptions& options) const;
   GroupSpec spec_of(const RequestState& request, std::span<const TokenId> prompt) const;
-  // Makes a request with its first sequence known.
-  RequestId start(std::unique_ptr<RequestState> request, Sequence& sequence);
+  // Makes a request known whose sequences enqueue(request) makes and links. All or nothing, if
+  // enqueue is.
+  RequestId start(std::unique_ptr<RequestState> request,
+                  const std::function<void(RequestState&)>& enqueue);
   void reserve_for(const RequestState& request);
   void abort(RequestId id);
   void finish_sequence(RequestId id, std::int32_t index);
@@ -63,20 +67,33 @@ struct Engine::Impl {
   // held.cpp: sequences beyond their request
   void hold(RequestId id);
   void release(RequestId id);
+  const RequestState& find_request(RequestId id) const;
   const SequenceState& find_sequence(RequestId id, std::int32_t index) const;
   RequestId fork(RequestId id, std::int32_t index, std::optional<std::int32_t> at_token,
                  const SamplingParams& params, std::span<const TokenId> more_tokens,
                  const RequestOptions& options);
-  std::vector<std::byte> save(RequestId id, std::int32_t index) const;
+
+  // snapshots.cpp: requests that leave and come
+  std::vector<std::byte> save(RequestId id, std::optional<std::int32_t> index) const;
   RequestId load(std::span<const std::byte> bytes, const SamplingParams* params,
                  const RequestOptions& options);
   std::uint64_t model_fingerprint() const;
-  void read_kv(const Sequence& sequence, std::int32_t num_tokens, std::vector<std::byte>& kv) const;
-  void write_kv(const Sequence& sequence, std::span<const std::byte> kv);
+  void save_sequence(const SequenceState& state, Snapshot& snapshot) const;
+  void save_whole(const RequestState& request, Snapshot& snapshot) const;
+  void add_saved(const SequenceState& state, std::vector<const Sequence*>& sources,
+                 Snapshot& snapshot) const;
+  void read_kv(const Sequence& sequence, SavedSequence& saved) const;
+  void require_loadable(const Snapshot& snapshot, const SamplingParams* params) const;
+  void go_on(RequestState& request, const Snapshot& snapshot) const;
+  void restore(RequestState& request, const Snapshot& snapshot);
+  void write_kv(const SequenceGroup& group, std::span<const SavedSequence> saved,
+                std::span<std::byte> block, std::vector<bool>& is_written);
 
   // step.cpp
   std::span<const SequenceUpdate> step();
   void note_preemptions(const StepPlan& plan);
+  void reserve_to_take(const StepPlan& plan);
+  void reserve_siblings(RequestState& request, Sequence& sequence);
   void end_exceeding(const StepPlan& plan);
   void build(const StepPlan& plan);
   std::size_t repeat_lanes(std::span<const Span> spans);
@@ -101,6 +118,7 @@ struct Engine::Impl {
   void end_request(RequestState& request);
   void report(const SequenceState& state, std::span<const TokenId> tokens,
               std::span<const TokenLogprob> logprobs);
+  void rank_samples(RequestState& request);
   void report_ranked(RequestState& request);
   SequenceUpdate& new_update(RequestState& request);
 
@@ -108,7 +126,8 @@ struct Engine::Impl {
   void offer_candidates(SequenceState& beam, std::int32_t sample);
   void advance_beams(RequestState& request);
   void reorder_beams(RequestState& request, std::span<const BeamSearch::Candidate> next);
-  void report_hypotheses(RequestState& request);
+  void rank_hypotheses(RequestState& request, FinishReason reason);
+  void hold_hypothesis(RequestState& request, SequenceState& state);
 
   const ModelConfig model;
   const EngineConfig config;  // with the defaults filled in

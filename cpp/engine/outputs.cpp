@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <functional>
 #include <utility>
 
 #include "cpp/engine/impl.h"
@@ -25,6 +26,7 @@ void Engine::Impl::report(const SequenceState& state, std::span<const TokenId> t
   update.logprobs = logprobs;
   update.logprobs_per_token = state.request->logprobs_per_token();
   update.cumulative_logprob = state.cumulative_logprob;
+  update.score = state.score;
   update.finish_reason = state.finish_reason;
   update.stop_token = state.stop_token;
   update.explanation = state.request->explanation;
@@ -55,7 +57,7 @@ void Engine::Impl::take_first_tokens(SequenceState& state, std::int32_t sample) 
   const std::int32_t num_tokens = state.sequence->num_tokens();
   request.num_unfinished = request.num_sequences;
   for (std::int32_t i = 1; i < request.num_sequences; ++i) {
-    request.fork_sequence(state, scheduler.fork(*state.sequence, num_tokens));
+    link(request.add_sequence(), scheduler.fork(*state.sequence, num_tokens));
   }
   for (std::int32_t i = 0; i < request.num_sequences; ++i) {
     take_token(*request.sequences[i], sample + i);
@@ -70,7 +72,6 @@ void Engine::Impl::take_token(SequenceState& state, std::int32_t sample) {
   if (request.metrics.first_token_us == 0) {
     request.metrics.first_token_us = std::max<std::int64_t>(1, metrics_of(request).total_us);
   }
-  if (!state.seen_index.empty()) state.note_seen(token, true);
   if (request.wants_logprobs) state.cumulative_logprob += samples.logprob(sample);
   std::span<const TokenLogprob> entries;
   if (request.params.logprobs >= 0) entries = logprobs_of(request, sample);
@@ -79,9 +80,11 @@ void Engine::Impl::take_token(SequenceState& state, std::int32_t sample) {
     finish(state, reason, reason == FinishReason::kStop ? token : -1);
   }
   if (request.updates_at_end) {
-    state.output.push_back(token);
     state.logprobs.insert(state.logprobs.end(), entries.begin(), entries.end());
-    if (request.num_unfinished == 0) report_ranked(request);
+    if (request.num_unfinished == 0) {
+      rank_samples(request);
+      report_ranked(request);
+    }
   } else {
     report(state, samples.tokens(sample), entries);
   }
@@ -90,14 +93,13 @@ void Engine::Impl::take_token(SequenceState& state, std::int32_t sample) {
 
 void Engine::Impl::finish(SequenceState& state, FinishReason reason, TokenId stop_token) {
   Sequence& sequence = *state.sequence;
-  if (!state.request->is_held) {
-    scheduler.finish(sequence);
-  } else if (sequence.index() >= 0 && !sequence.is_rebuilding()) {
+  const bool has_kv = sequence.index() >= 0 && !sequence.is_rebuilding();
+  if (state.request->is_held && has_kv) {
     scheduler.hold(sequence);
     state.held = &sequence;
-  } else {  // it waits or was preempted: there is no KV to keep
-    state.held_tokens.assign(sequence.tokens().begin(), sequence.tokens().end());
-    scheduler.finish(sequence);
+  } else {
+    std::vector<TokenId> tokens = scheduler.finish(sequence);
+    if (state.request->keeps_tokens()) state.kept_tokens = std::move(tokens);
   }
   state.sequence = nullptr;
   state.finish_reason = reason;
@@ -115,18 +117,22 @@ void Engine::Impl::end_request(RequestState& request) {
   }
 }
 
-// Reports the n most likely sequences of a request that sampled best_of of them.
+// Of a request that sampled best_of sequences the n most likely stay, best first.
+void Engine::Impl::rank_samples(RequestState& request) {
+  std::vector<std::unique_ptr<SequenceState>>& sequences = request.sequences;
+  std::ranges::stable_sort(sequences, std::ranges::greater(),
+                           [](const auto& state) { return state->cumulative_logprob; });
+  for (; std::ssize(sequences) > request.params.n; sequences.pop_back()) {
+    if (Sequence* held = sequences.back()->held) scheduler.release(*held);
+  }
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    sequences[i]->index = static_cast<std::int32_t>(i);
+  }
+}
+
 void Engine::Impl::report_ranked(RequestState& request) {
-  if (request.beams != nullptr) return report_hypotheses(request);
-  std::vector<const SequenceState*> ranked;
-  for (const auto& state : request.sequences) ranked.push_back(state.get());
-  std::ranges::stable_sort(ranked, [](const SequenceState* a, const SequenceState* b) {
-    return a->cumulative_logprob > b->cumulative_logprob;
-  });
-  const auto count = std::min<std::size_t>(ranked.size(), request.params.n);
-  for (std::size_t rank = 0; rank < count; ++rank) {
-    report(*ranked[rank], ranked[rank]->output, ranked[rank]->logprobs);
-    updates.back().index = static_cast<std::int32_t>(rank);
+  for (const auto& state : request.sequences) {
+    report(*state, state->tokens().subspan(request.num_prompt_tokens), state->logprobs);
   }
 }
 

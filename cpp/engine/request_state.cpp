@@ -3,14 +3,20 @@
 #include <algorithm>
 
 #include "cpp/base/philox.h"
+#include "cpp/base/reserve.h"
 
 namespace pagedcore {
 
-void SequenceState::note_seen(TokenId token, bool is_output) {
-  const auto [found, is_new] =
-      seen_index.try_emplace(token, static_cast<std::int32_t>(seen.size()));
-  if (is_new) seen.push_back({token, 0});
-  seen[found->second].output_count += is_output;
+void SequenceState::note_seen_tokens() {
+  const std::span<const TokenId> tokens = sequence->tokens();
+  reserve_more(seen, tokens.size() - num_seen);
+  for (; num_seen < sequence->num_tokens(); ++num_seen) {
+    const TokenId token = tokens[num_seen];
+    const auto [found, is_new] =
+        seen_index.try_emplace(token, static_cast<std::int32_t>(seen.size()));
+    if (is_new) seen.push_back({token, 0});
+    seen[found->second].output_count += num_seen >= request->num_prompt_tokens;
+  }
 }
 
 std::int64_t RequestState::seed_of(std::int32_t index) const { return philox_stream(seed, index); }
@@ -28,13 +34,22 @@ bool RequestState::is_stop_token(TokenId token) const {
   return std::ranges::binary_search(stop_tokens, token);
 }
 
-SequenceState& RequestState::add_sequence(Sequence& sequence) {
-  sequences.push_back(std::make_unique<SequenceState>());
+void RequestState::reserve_sequences(std::int32_t count) {
+  spare.reserve(std::max(count, 2 * num_sequences));
+  while (static_cast<std::int32_t>(spare.size()) < count) {
+    spare.push_back(std::make_unique<SequenceState>());
+  }
+  for (const auto& state : spare) state->logprobs.reserve(logprobs_per_token());
+  sequences.reserve(std::max(count, num_sequences));
+}
+
+SequenceState& RequestState::add_sequence() {
+  if (spare.empty()) reserve_sequences(1);
+  sequences.push_back(std::move(spare.back()));
+  spare.pop_back();
   SequenceState& state = *sequences.back();
   state.request = this;
-  state.sequence = &sequence;
   state.index = static_cast<std::int32_t>(sequences.size()) - 1;
-  sequence.user = &state;
   SampleRow& row = state.row;
   row.temperature = params.beam_width > 0 ? 0.0f : params.temperature;
   row.top_k = std::max(params.top_k, 0);
@@ -48,20 +63,6 @@ SequenceState& RequestState::add_sequence(Sequence& sequence) {
   row.num_top = wants_logprobs ? std::max(params.logprobs, 0) : -1;
   if (beams != nullptr) row.num_top = num_beam_candidates();
   row.seed = seed_of(state.index);
-  if (uses_penalties()) {
-    const std::span<const TokenId> tokens = sequence.tokens();
-    for (std::int32_t i = 0; i < sequence.num_tokens(); ++i) {
-      state.note_seen(tokens[i], i >= num_prompt_tokens);
-    }
-  }
-  return state;
-}
-
-SequenceState& RequestState::fork_sequence(const SequenceState& parent, Sequence& sequence) {
-  SequenceState& state = add_sequence(sequence);
-  state.cumulative_logprob = parent.cumulative_logprob;
-  state.output = parent.output;
-  state.logprobs = parent.logprobs;
   return state;
 }
 
@@ -72,7 +73,9 @@ bool RequestState::decodes_plainly(const SequenceState& state) const {
          !wants_logprobs && !updates_at_end;
 }
 
-void RequestState::prepare_row(SequenceState& state) const {
+void RequestState::prepare(SequenceState& state) const {
+  if (uses_penalties()) state.note_seen_tokens();
+  if (updates_at_end) reserve_more(state.logprobs, logprobs_per_token());
   state.row.position = state.sequence->num_tokens();
   state.row.seen = state.seen;
   state.row.banned = state.num_output() < params.min_tokens ? banned_at_first : banned;

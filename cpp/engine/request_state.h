@@ -24,30 +24,31 @@ struct RequestState;
 struct SequenceState {
   RequestState* request = nullptr;
   Sequence* sequence = nullptr;  // null once it is finished
-  // What is kept of a finished sequence of a held request: itself, or where it had no KV its
-  // tokens.
+  // What is kept of a finished sequence where its request is held: itself, or where it had no KV
+  // its tokens. Where updates wait for the request's end its tokens too.
   Sequence* held = nullptr;
-  std::vector<TokenId> held_tokens;
+  std::vector<TokenId> kept_tokens;
   std::int32_t index = 0;
+  std::int32_t num_children = 0;  // scratch of a beam search's step
   double cumulative_logprob = 0.0;
+  double score = 0.0;  // of a hypothesis
   FinishReason finish_reason = FinishReason::kNone;
   TokenId stop_token = -1;
   SampleRow row;  // logit_row and position are set at each step
 
-  // The penalties' view of its tokens, only where penalties are asked for.
+  // The penalties' view of its first num_seen tokens, only where penalties are asked for.
   std::vector<SeenToken> seen;
   std::unordered_map<TokenId, std::int32_t> seen_index;
+  std::int32_t num_seen = 0;
 
-  // Only where updates wait for the request's end: its output so far.
-  std::vector<TokenId> output;
-  std::vector<TokenLogprob> logprobs;
+  std::vector<TokenLogprob> logprobs;  // of its output, where updates wait for the request's end
 
-  void note_seen(TokenId token, bool is_output);
+  void note_seen_tokens();
   std::int32_t num_output() const;  // REQUIRES: it is live
-  // Prompt and output of a live or held sequence.
+  // Prompt and output of a sequence that is live, or of which something is kept.
   std::span<const TokenId> tokens() const {
     if (sequence != nullptr) return sequence->tokens();
-    return held != nullptr ? held->tokens() : held_tokens;
+    return held != nullptr ? held->tokens() : kept_tokens;
   }
 };
 
@@ -69,10 +70,14 @@ struct RequestState {
   std::vector<TokenId> banned_at_first;  // until min_tokens: bad tokens and stop tokens
   std::vector<TokenId> banned;           // bad tokens
 
+  // Once it has ended and ranked its sequences: those that it reports, best first.
   std::vector<std::unique_ptr<SequenceState>> sequences;
+  std::vector<std::unique_ptr<SequenceState>> spare;  // for sequences to come
 
-  // Beam search: sequences[i] is open beam i, and this step's offers of the beams sampled so far.
+  // Beam search: sequences[i] is open beam i, those of the step before, and this step's offers of
+  // the beams sampled so far.
   std::unique_ptr<BeamSearch> beams;
+  std::vector<std::unique_ptr<SequenceState>> parents;
   std::vector<BeamSearch::Candidate> candidates;
   std::int32_t num_beams_offered = 0;
 
@@ -91,6 +96,8 @@ struct RequestState {
   std::int32_t prompt_logprobs_per_token() const {
     return params.prompt_logprobs < 0 ? 0 : 1 + params.prompt_logprobs;
   }
+  // Of sequences that have finished.
+  bool keeps_tokens() const { return is_held || updates_at_end; }
   bool wants_prompt_logprobs() const { return params.prompt_logprobs >= 0; }
   // Its prompt has still to be computed; then its other sequences are forked.
   bool awaits_first_token() const {
@@ -102,16 +109,21 @@ struct RequestState {
   bool uses_penalties() const;
   bool is_stop_token(TokenId token) const;
 
-  // A new sequence of the request; its row is that of a first token.
-  SequenceState& add_sequence(Sequence& sequence);
-  // The sibling `sequence` was forked from `parent` with all of its tokens.
-  SequenceState& fork_sequence(const SequenceState& parent, Sequence& sequence);
-  // Readies the row of a sequence for its next token.
-  void prepare_row(SequenceState& state) const;
+  // Takes the memory of `count` calls of add_sequence() beforehand.
+  void reserve_sequences(std::int32_t count);
+  // A new sequence of the request, the last one so far; its row is that of a first token.
+  SequenceState& add_sequence();
+  // Readies a live sequence and its row for its next token.
+  void prepare(SequenceState& state) const;
   // Whether from now on only the position changes in the row of a sequence, and nothing but the
   // token is to be noted for each step.
   bool decodes_plainly(const SequenceState& state) const;
 };
+
+inline void link(SequenceState& state, Sequence& sequence) {
+  state.sequence = &sequence;
+  sequence.user = &state;
+}
 
 inline std::int32_t SequenceState::num_output() const {
   return sequence->num_tokens() - request->num_prompt_tokens;

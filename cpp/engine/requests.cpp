@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "cpp/base/philox.h"
+#include "cpp/base/reserve.h"
 #include "cpp/engine/impl.h"
 #include "pagedcore/error.h"
 
@@ -65,10 +66,10 @@ void Engine::Impl::require_valid(std::span<const TokenId> prompt,
 RequestId Engine::Impl::add_request(std::span<const TokenId> prompt, const SamplingParams& params,
                                     const RequestOptions& options) {
   require_valid(prompt, params);
-  auto request = make_request(static_cast<std::int32_t>(prompt.size()), params, options);
-  reserve_for(*request);
-  Sequence& sequence = scheduler.add(spec_of(*request, prompt));
-  return start(std::move(request), sequence);
+  auto made = make_request(static_cast<std::int32_t>(prompt.size()), params, options);
+  return start(std::move(made), [&](RequestState& request) {
+    link(request.add_sequence(), scheduler.add(spec_of(request, prompt)));
+  });
 }
 
 std::unique_ptr<RequestState> Engine::Impl::make_request(std::int32_t num_prompt_tokens,
@@ -85,12 +86,12 @@ std::unique_ptr<RequestState> Engine::Impl::make_request(std::int32_t num_prompt
   request->num_sequences = std::max({params.n, params.best_of, params.beam_width});
   derive(*request, config, model.vocab_size);
   request->is_held = options.hold;
-  PAGEDCORE_REQUIRE(!options.hold || !request->updates_at_end,
-                    "hold must be false with best_of or beam_width, got true");
   if (params.beam_width > 0) {
-    request->beams =
-        std::make_unique<BeamSearch>(params, static_cast<std::int32_t>(request->stop_tokens.size()),
-                                     request->max_total_tokens - num_prompt_tokens);
+    request->beams = std::make_unique<BeamSearch>(
+        params, static_cast<std::int32_t>(request->stop_tokens.size()), num_prompt_tokens,
+        request->max_total_tokens - num_prompt_tokens);
+    request->parents.reserve(params.beam_width);
+    request->candidates.reserve(std::int64_t{params.beam_width} * request->num_beam_candidates());
     const std::int32_t offered = request->num_beam_candidates();
     PAGEDCORE_REQUIRE(offered <= model.vocab_size, "beam_width must be at most ",
                       model.vocab_size * params.beam_width / offered, " with ",
@@ -122,16 +123,29 @@ void Engine::Impl::reserve_for(const RequestState& request) {
   if (request.beams != nullptr) num_top = std::max(num_top, request.num_beam_candidates());
   samples.reserve_top(num_top);
   prompt_samples.reserve_top(num_top);
-  requests.reserve(requests.size() + 1);
+  const std::size_t num_known = requests.size() + held.size() + ended.size() + 1;
+  requests.reserve(num_known);
+  held.reserve(num_known);
+  reserve_more(ended, num_known - ended.size());
 }
 
-RequestId Engine::Impl::start(std::unique_ptr<RequestState> request, Sequence& sequence) {
-  request->add_sequence(sequence);
-  request->arrival = Clock::now();
+RequestId Engine::Impl::start(std::unique_ptr<RequestState> made,
+                              const std::function<void(RequestState&)>& enqueue) {
+  reserve_for(*made);
+  made->reserve_sequences(1);
+  const RequestId id = made->id;
+  RequestState& request = *made;
+  requests.emplace(id, std::move(made));
+  try {
+    enqueue(request);
+  } catch (...) {
+    requests.erase(id);
+    throw;
+  }
+  request.arrival = Clock::now();
+  next_request_id = id + 1;
   ++counters.num_requests;
-  counters.num_prompt_tokens += request->num_prompt_tokens;
-  const RequestId id = next_request_id++;
-  requests.emplace(id, std::move(request));
+  counters.num_prompt_tokens += request.num_prompt_tokens;
   return id;
 }
 

@@ -12,7 +12,7 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little);
 constexpr std::uint64_t kMagic = 0x31304d4e53434750;  // "PGCSNM01"
-constexpr std::uint32_t kVersion = 1;
+constexpr std::uint32_t kVersion = 2;
 constexpr std::int64_t kHeaderBytes = 8 + 4 + 8;  // magic, version, length of the file
 constexpr std::int64_t kChecksumBytes = 8;
 
@@ -20,7 +20,9 @@ class Writer {
  public:
   template <typename T>
   void operator()(const T& value) {
-    if constexpr (std::is_arithmetic_v<T> || std::is_enum_v<T>) {
+    if constexpr (std::is_same_v<T, bool>) {
+      (*this)(static_cast<std::uint8_t>(value));
+    } else if constexpr (std::is_arithmetic_v<T> || std::is_enum_v<T>) {
       append(&value, sizeof(value));
     } else {
       static_assert(std::is_trivially_copy_constructible_v<typename T::value_type>);
@@ -42,22 +44,31 @@ class Reader {
 
   template <typename T>
   void operator()(T& value) {
-    if constexpr (std::is_arithmetic_v<T> || std::is_enum_v<T>) {
+    if constexpr (std::is_same_v<T, bool>) {
+      std::uint8_t byte = 0;
+      (*this)(byte);
+      value = byte != 0;
+    } else if constexpr (std::is_arithmetic_v<T> || std::is_enum_v<T>) {
       take(&value, sizeof(value));
     } else {
       std::int64_t size = 0;
       (*this)(size);
       constexpr std::int64_t kElement = sizeof(typename T::value_type);
-      PAGEDCORE_REQUIRE(size >= 0 && size <= static_cast<std::int64_t>(rest_.size()) / kElement,
-                        "the snapshot holds a list of ", size, " elements in ", rest_.size(),
-                        " bytes");
+      require_elements(size, kElement);
       value.resize(size);
       take(value.data(), size * kElement);
     }
   }
+  // Each of so many elements takes a byte at the very least.
+  void require_elements(std::int64_t count) const { require_elements(count, 1); }
   bool is_at_end() const { return rest_.empty(); }
 
  private:
+  void require_elements(std::int64_t count, std::int64_t element_bytes) const {
+    PAGEDCORE_REQUIRE(
+        count >= 0 && count <= static_cast<std::int64_t>(rest_.size()) / element_bytes,
+        "the snapshot holds a list of ", count, " elements in ", rest_.size(), " bytes");
+  }
   void take(void* data, std::size_t size) {
     PAGEDCORE_REQUIRE(size <= rest_.size(), "the snapshot ends too early");
     if (size > 0) std::memcpy(data, rest_.data(), size);
@@ -66,6 +77,18 @@ class Reader {
 
   std::span<const std::byte> rest_;
 };
+
+// Writes or reads a list, element by element.
+template <typename Archive, typename List, typename VisitElement>
+void visit_list(Archive& archive, List& list, const VisitElement& visit_element) {
+  auto size = static_cast<std::int64_t>(list.size());
+  archive(size);
+  if constexpr (std::is_same_v<Archive, Reader>) {
+    archive.require_elements(size);
+    list.resize(size);
+  }
+  for (auto& element : list) visit_element(archive, element);
+}
 
 // Writes or reads an optional number as a flag and a value.
 template <typename Archive, typename Optional>
@@ -82,6 +105,8 @@ void visit_optional(Archive& archive, Optional& optional) {
 // Fields of every kind, in the order of the file.
 template <typename Archive, typename Params>
 void visit_params(Archive& archive, Params& p) {
+  archive(p.n);
+  archive(p.best_of);
   archive(p.temperature);
   archive(p.top_p);
   archive(p.top_k);
@@ -98,6 +123,32 @@ void visit_params(Archive& archive, Params& p) {
   archive(p.allowed_token_ids);
   archive(p.bad_token_ids);
   archive(p.logprobs);
+  archive(p.prompt_logprobs);
+  archive(p.beam_width);
+  archive(p.length_penalty);
+  archive(p.early_stopping);
+}
+
+template <typename Archive, typename Hypothesis>
+void visit_hypothesis(Archive& archive, Hypothesis& hypothesis) {
+  archive(hypothesis.tokens);
+  archive(hypothesis.log_probability);
+  archive(hypothesis.score);
+  archive(hypothesis.stop_token);
+}
+
+template <typename Archive, typename Sequence>
+void visit_sequence(Archive& archive, Sequence& sequence) {
+  archive(sequence.is_live);
+  archive(sequence.finish_reason);
+  archive(sequence.stop_token);
+  archive(sequence.cumulative_logprob);
+  archive(sequence.tokens);
+  archive(sequence.logprobs);
+  archive(sequence.num_computed);
+  archive(sequence.sibling);
+  archive(sequence.num_shared);
+  archive(sequence.kv);
 }
 
 template <typename Archive, typename File>
@@ -107,12 +158,15 @@ void visit(Archive& archive, File& file) {
   visit_params(archive, file.params);
   archive(file.seed);
   archive(file.num_prompt_tokens);
-  archive(file.num_computed);
-  archive(file.is_finished);
-  archive(file.cumulative_logprob);
+  archive(file.needs_params);
   archive(file.cache_salt);
-  archive(file.tokens);
-  archive(file.kv);
+  archive(file.prompt_logprobs);
+  archive(file.num_prompt_logprobs_done);
+  archive(file.prompt_logprobs_reported);
+  archive(file.beam_scores);
+  visit_list(archive, file.hypotheses,
+             [](auto& a, auto& hypothesis) { visit_hypothesis(a, hypothesis); });
+  visit_list(archive, file.sequences, [](auto& a, auto& sequence) { visit_sequence(a, sequence); });
 }
 
 }  // namespace
@@ -132,7 +186,11 @@ std::uint64_t hash_bytes(std::span<const std::byte> bytes, std::uint64_t hash) {
 
 std::vector<std::byte> encode(const Snapshot& snapshot) {
   Writer writer;
-  writer.bytes.reserve(snapshot.kv.size() + snapshot.tokens.size() * sizeof(TokenId) + 4096);
+  std::size_t expected = 4096;
+  for (const SavedSequence& sequence : snapshot.sequences) {
+    expected += sequence.kv.size() + sequence.tokens.size() * sizeof(TokenId) + 256;
+  }
+  writer.bytes.reserve(expected);
   writer(kMagic);
   writer(kVersion);
   writer(std::int64_t{0});
@@ -154,7 +212,7 @@ Snapshot decode_snapshot(std::span<const std::byte> bytes) {
   header(magic);
   header(version);
   header(length);
-  PAGEDCORE_REQUIRE(magic == kMagic, "the bytes are not a snapshot of a sequence");
+  PAGEDCORE_REQUIRE(magic == kMagic, "the bytes are not a snapshot of a request");
   PAGEDCORE_REQUIRE(version == kVersion, "the snapshot is of version ", version,
                     ", this library reads version ", kVersion);
   PAGEDCORE_REQUIRE(length == size, "the snapshot should have ", length, " bytes, got ", size);

@@ -38,10 +38,6 @@ std::string_view describe(const SequenceGroup& group) {
   return "";
 }
 
-std::vector<TokenId> copy_of(std::span<const TokenId> tokens) {
-  return {tokens.begin(), tokens.end()};
-}
-
 SequenceState& state_of(const Span& span) {
   return *static_cast<SequenceState*>(span.sequence->user);
 }
@@ -54,12 +50,12 @@ std::span<const SequenceUpdate> Engine::Impl::step() {
   logprob_entries.clear();
   ended.clear();
   const StepPlan& plan = scheduler.schedule();
-  note_preemptions(plan);
-  end_exceeding(plan);
   Clock::time_point begin = now;
   Clock::time_point end = now;
   try {
+    note_preemptions(plan);
     build(plan);
+    reserve_to_take(plan);
     begin = Clock::now();
     move_blocks(plan);
     compute();
@@ -72,6 +68,7 @@ std::span<const SequenceUpdate> Engine::Impl::step() {
   counters.step_device_us = microseconds_between(begin, end);
   measure_costs(plan);
   scheduler.commit();
+  end_exceeding(plan);
   take_tokens();
 
   ++counters.num_steps;
@@ -95,31 +92,52 @@ void Engine::Impl::note_preemptions(const StepPlan& plan) {
   }
 }
 
-void Engine::Impl::end_exceeding(const StepPlan& plan) {
-  // Ending a request changes the plan.
-  const std::vector<RequestId> exceeding = plan.capacity_exceeded;
-  for (RequestId id : exceeding) {
+// Takes the memory that the rest of the step needs once the plan is carried out, so that nothing
+// fails half-way.
+void Engine::Impl::reserve_to_take(const StepPlan& plan) {
+  std::size_t num_updates = config.max_num_seqs;
+  for (const Target& target : targets) {
+    RequestState& request = *target.state->request;
+    if (request.beams == nullptr && !request.awaits_first_token()) continue;
+    reserve_siblings(request, *target.state->sequence);
+  }
+  for (RequestId id : plan.capacity_exceeded) {
     RequestState& request = *requests.at(id);
+    num_updates += request.num_sequences;
     std::int64_t num_tokens = 0;
     for (const auto& state : request.sequences) {
-      if (state->sequence != nullptr) num_tokens += state->sequence->num_tokens();
+      if (state->sequence == nullptr) continue;
+      num_tokens += state->sequence->num_tokens();
+      reserve_siblings(request, *state->sequence);
     }
     request.explanation =
         detail::concat("the request's ", request.num_unfinished, " sequence(s) of ", num_tokens,
                        " tokens in all need more than the KV cache's ", memory.num_blocks,
                        " blocks of ", config.block_size, " tokens");
-    for (const auto& state : request.sequences) {
-      if (state->sequence == nullptr) continue;
-      state->finish_reason = FinishReason::kCapacity;
-      if (!request.updates_at_end) report(*state, {}, {});
+  }
+  updates.reserve(num_updates);
+}
+
+void Engine::Impl::reserve_siblings(RequestState& request, Sequence& sequence) {
+  scheduler.reserve_forks(sequence, request.num_sequences);
+  request.reserve_sequences(request.num_sequences);
+}
+
+// None of their sequences has a token to take in this step.
+void Engine::Impl::end_exceeding(const StepPlan& plan) {
+  for (RequestId id : plan.capacity_exceeded) {
+    RequestState& request = *requests.at(id);
+    if (request.beams != nullptr) {
+      rank_hypotheses(request, FinishReason::kCapacity);
+    } else {
+      for (const auto& state : request.sequences) {
+        if (state->sequence == nullptr) continue;
+        finish(*state, FinishReason::kCapacity, -1);
+        if (!request.updates_at_end) report(*state, {}, {});
+      }
+      if (request.updates_at_end) rank_samples(request);
     }
     if (request.updates_at_end) report_ranked(request);
-    for (const auto& state : request.sequences) {
-      if (state->sequence == nullptr) continue;
-      if (request.is_held) state->held_tokens = copy_of(state->sequence->tokens());
-      state->sequence = nullptr;
-    }
-    scheduler.abort(id);
     end_request(request);
   }
 }
@@ -210,7 +228,7 @@ void Engine::Impl::note_span(RequestState& request, const Span& span) {
 
 std::int32_t Engine::Impl::add_samples(SequenceState& state, std::int32_t logit_row) {
   const RequestState& request = *state.request;
-  request.prepare_row(state);
+  request.prepare(state);
   state.row.logit_row = logit_row;
   const std::int32_t sample = samples.add(state.row);
   if (!request.awaits_first_token() || request.beams != nullptr) return sample;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "cpp/base/reserve.h"
 #include "pagedcore/error.h"
 
 namespace pagedcore {
@@ -35,11 +36,13 @@ std::int64_t BlockTable::slot(std::int64_t position) const {
 bool BlockTable::try_reserve(std::int64_t num_tokens) {
   const std::int32_t target = blocks_for(num_tokens);
   if (target - num_blocks() > allocator_->num_available()) return false;
+  if (target > num_blocks()) reserve_more(blocks_, target - num_blocks());
   while (num_blocks() < target) blocks_.push_back(*allocator_->try_allocate());
   return true;
 }
 
 void BlockTable::append_shared(BlockId block) {
+  reserve_more(blocks_, 1);
   allocator_->retain(block);
   blocks_.push_back(block);
 }
@@ -62,6 +65,8 @@ bool BlockTable::try_prepare_write(std::int64_t begin, std::int64_t end,
   std::int32_t needed = std::max(blocks_for(end) - num_blocks(), 0);
   for (std::int32_t i = first; i < last; ++i) needed += allocator_->ref_count(blocks_[i]) > 1;
   if (needed > allocator_->num_available()) return false;
+  reserve_more(copies, 1);
+  reserve_more(blocks_, needed);
   for (std::int32_t i = first; i < last; ++i) {
     if (allocator_->ref_count(blocks_[i]) == 1) continue;
     const BlockId copy = *allocator_->try_allocate();
@@ -88,13 +93,19 @@ void BlockTable::clear() noexcept {
 }
 
 BlockTable BlockTable::fork(std::int64_t num_tokens) const {
-  PAGEDCORE_REQUIRE(num_tokens >= 0 && num_tokens <= num_slots(),
-                    "fork: num_tokens must be in [0, ", num_slots(), "], got ", num_tokens);
   BlockTable child(*allocator_, block_size_);
-  const auto shared = blocks().first(blocks_for(num_tokens));
-  child.blocks_.assign(shared.begin(), shared.end());
-  allocator_->retain_held(shared);
+  child.become_fork(*this, num_tokens);
   return child;
+}
+
+void BlockTable::become_fork(const BlockTable& parent, std::int64_t num_tokens) {
+  PAGEDCORE_REQUIRE(num_tokens >= 0 && num_tokens <= parent.num_slots(),
+                    "fork: num_tokens must be in [0, ", parent.num_slots(), "], got ", num_tokens);
+  const auto shared = parent.blocks().first(blocks_for(num_tokens));
+  blocks_.reserve(shared.size());
+  clear();
+  blocks_.assign(shared.begin(), shared.end());
+  allocator_->retain_held(shared);
 }
 
 void BlockTable::reserve_ids(std::int64_t num_tokens) { blocks_.reserve(blocks_for(num_tokens)); }

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <utility>
 
+#include "cpp/base/reserve.h"
 #include "pagedcore/error.h"
 
 namespace pagedcore {
@@ -60,19 +62,21 @@ PrefixCache::~PrefixCache() {
 }
 
 PrefixCache::SaltId PrefixCache::acquire_salt(std::string_view salt) {
-  const auto [it, is_new] = salts_.try_emplace(std::string(salt), 0);
-  if (is_new) {
-    if (unused_roots_.empty()) {
-      it->second = static_cast<SaltId>(roots_.size());
-      roots_.emplace_back();
-    } else {
-      it->second = unused_roots_.back();
-      unused_roots_.pop_back();
-    }
-    roots_[it->second] = {.salt = it->first, .hash = hash_bytes(salt)};
+  Root root{.salt = std::string(salt), .hash = hash_bytes(salt), .num_users = 1};
+  if (const auto known = salts_.find(root.salt); known != salts_.end()) {
+    ++roots_[known->second].num_users;
+    return known->second;
   }
-  ++roots_[it->second].num_users;
-  return it->second;
+  if (unused_roots_.empty()) {
+    unused_roots_.reserve(roots_.size() + 1);  // so that giving roots back cannot fail
+    roots_.emplace_back();
+    unused_roots_.push_back(static_cast<SaltId>(roots_.size()) - 1);
+  }
+  const SaltId id = unused_roots_.back();
+  salts_.emplace(root.salt, id);
+  unused_roots_.pop_back();
+  roots_[id] = std::move(root);
+  return id;
 }
 
 void PrefixCache::release_salt(SaltId salt) {
@@ -169,6 +173,8 @@ PrefixMatch PrefixCache::match_behind(BlockId parent, std::span<const TokenId> t
 bool PrefixCache::try_acquire(const PrefixMatch& match, BlockTable& table,
                               std::vector<BlockCopy>& copies) {
   const std::int64_t num_tokens_before = table.num_slots();
+  table.reserve_ids(num_tokens_before + match.num_tokens);
+  reserve_more(copies, 1);
   for (const BlockId block : match.blocks) table.append_shared(block);
   if (match.partial_tokens == 0) return true;
   const BlockId src = match.partial_block;

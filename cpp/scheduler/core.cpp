@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cpp/base/reserve.h"
 #include "pagedcore/error.h"
 
 namespace pagedcore {
@@ -23,6 +24,8 @@ SchedulerCore::SchedulerCore(const SchedulerConfig& config, std::shared_ptr<KvMa
                     config.max_waiting);
   running_.reserve(config.max_num_seqs);
   plan_.spans.reserve(config.max_num_seqs);
+  plan_.preempted.reserve(2 * std::int64_t{config.max_num_seqs});
+  catching_up_.reserve(config.max_num_seqs);
   for (std::int32_t row = config.max_num_seqs - 1; row >= 0; --row) free_rows_.push_back(row);
 }
 
@@ -31,7 +34,8 @@ SchedulerCore::~SchedulerCore() {
   for (const auto& [id, group] : groups_) kv_->release_salt(group->salt_);
 }
 
-void SchedulerCore::require_feasible(const GroupSpec& spec, std::int64_t num_tokens) const {
+void SchedulerCore::require_feasible(const GroupSpec& spec, std::int64_t num_tokens,
+                                     std::int32_t num_live) const {
   PAGEDCORE_REQUIRE(num_tokens >= 1, "the prompt must have at least one token");
   PAGEDCORE_REQUIRE(num_tokens <= config_.max_model_len, "the prompt has ", num_tokens,
                     " tokens, max_model_len is ", config_.max_model_len);
@@ -49,12 +53,12 @@ void SchedulerCore::require_feasible(const GroupSpec& spec, std::int64_t num_tok
   const std::int32_t total =
       spec.max_total_tokens > 0 ? spec.max_total_tokens : config_.max_model_len;
   const std::int32_t needed =
-      kv_->min_blocks(static_cast<std::int32_t>(num_tokens), spec.num_sequences, total);
+      kv_->min_blocks(static_cast<std::int32_t>(num_tokens), num_live, total);
   const std::int32_t num_blocks = kv_->allocator().num_blocks();
   PAGEDCORE_REQUIRE(needed <= num_blocks, "the request can never fit: ", num_tokens,
-                    " prompt tokens and the first output of ", spec.num_sequences,
-                    " sequence(s) take ", needed, " blocks of ", kv_->block_size(),
-                    " tokens, the KV cache has ", num_blocks);
+                    " prompt tokens and the first output of ", num_live, " sequence(s) take ",
+                    needed, " blocks of ", kv_->block_size(), " tokens, the KV cache has ",
+                    num_blocks);
   const auto quota = quotas_.find(std::string(spec.tenant));
   PAGEDCORE_REQUIRE(quota == quotas_.end() || needed <= quota->second,
                     "the request can never fit: it takes ", needed, " blocks of ",
@@ -77,8 +81,7 @@ std::unique_ptr<Sequence> SchedulerCore::make_sequence(SequenceGroup& group,
   return sequence;
 }
 
-Sequence& SchedulerCore::enqueue(const GroupSpec& spec, std::vector<TokenId> tokens,
-                                 std::int32_t num_prompt_tokens) {
+std::unique_ptr<SequenceGroup> SchedulerCore::make_group(const GroupSpec& spec) {
   auto group = std::make_unique<SequenceGroup>();
   group->request_id_ = spec.request_id;
   group->arrival_ = next_arrival_++;
@@ -90,18 +93,41 @@ Sequence& SchedulerCore::enqueue(const GroupSpec& spec, std::vector<TokenId> tok
   group->reads_prefix_cache_ = spec.read_prefix_cache;
   group->tenant_ = spec.tenant;
   group->enqueued_step_ = step_;
-  group->sequences_.push_back(make_sequence(*group, std::move(tokens), num_prompt_tokens));
-  group->salt_ = kv_->acquire_salt(spec.cache_salt);
-  Sequence& sequence = *group->sequences_[0];
-  waiting_.emplace(key(*group), group.get());
-  groups_.emplace(spec.request_id, std::move(group));
-  return sequence;
+  group->sequences_.reserve(spec.num_sequences);
+  group->held_.reserve(spec.num_sequences);
+  return group;
+}
+
+template <typename Fill>
+SequenceGroup& SchedulerCore::enqueue(const GroupSpec& spec, const Fill& fill) {
+  const std::int32_t salt = kv_->acquire_salt(spec.cache_salt);
+  std::unique_ptr<SequenceGroup> group;
+  try {
+    group = make_group(spec);
+    group->salt_ = salt;
+    waiting_.emplace(key(*group), group.get());
+    std::unique_ptr<SequenceGroup>& place = groups_[spec.request_id];
+    fill(*group);
+    return *(place = std::move(group));
+  } catch (...) {
+    groups_.erase(spec.request_id);
+    if (group != nullptr) {
+      waiting_.erase(key(*group));
+      for (const auto& sequence : group->sequences_) sequences_.erase(sequence->id_);
+    }
+    kv_->release_salt(salt);
+    throw;
+  }
 }
 
 Sequence& SchedulerCore::add(const GroupSpec& spec) {
-  require_feasible(spec, static_cast<std::int64_t>(spec.prompt.size()));
-  return enqueue(spec, std::vector<TokenId>(spec.prompt.begin(), spec.prompt.end()),
-                 static_cast<std::int32_t>(spec.prompt.size()));
+  const auto num_tokens = static_cast<std::int32_t>(spec.prompt.size());
+  require_feasible(spec, num_tokens, spec.num_sequences);
+  std::vector<TokenId> tokens(spec.prompt.begin(), spec.prompt.end());
+  SequenceGroup& added = enqueue(spec, [&](SequenceGroup& group) {
+    group.sequences_.push_back(make_sequence(group, std::move(tokens), num_tokens));
+  });
+  return *added.sequences_[0];
 }
 
 Sequence& SchedulerCore::fork_request(Sequence& parent, std::int32_t num_tokens,
@@ -113,41 +139,87 @@ Sequence& SchedulerCore::fork_request(Sequence& parent, std::int32_t num_tokens,
   std::vector<TokenId> tokens(parent.tokens_.begin(), parent.tokens_.begin() + num_tokens);
   tokens.insert(tokens.end(), spec.prompt.begin(), spec.prompt.end());
   const auto total = static_cast<std::int32_t>(tokens.size());
-  require_feasible(spec, total);
-  Sequence& child = enqueue(spec, std::move(tokens), total);
-  // KV is shared only within one salt, and not where the caller wants every position computed.
-  const bool shares = parent.waits_for_ == nullptr && child.group_->salt_ == parent.group_->salt_ &&
-                      spec.read_prefix_cache;
-  const auto num_slots = static_cast<std::int32_t>(parent.table_.num_slots());
-  child.num_computed_ =
-      shares ? std::min({num_tokens, parent.num_computed_, num_slots, total - 1}) : 0;
-  child.max_computed_ = child.num_computed_;
-  if (child.num_computed_ > 0) {
-    kv_->fork(parent, child, pending_copies_);
-    set_waits_with_blocks(*child.group_, true);
-  }
+  require_feasible(spec, total, spec.num_sequences);
+  SequenceGroup& added = enqueue(spec, [&](SequenceGroup& group) {
+    group.sequences_.push_back(make_sequence(group, std::move(tokens), total));
+    // KV is shared only within one salt, and not where the caller wants every position computed.
+    if (group.salt_ != parent.group_->salt_ || !spec.read_prefix_cache) return;
+    Sequence& child = *group.sequences_[0];
+    share_computed(parent, child, std::min(num_tokens, total - 1));
+  });
+  Sequence& child = *added.sequences_[0];
+  set_waits_with_blocks(added, child.num_computed_ > 0);
   return child;
 }
 
-Sequence& SchedulerCore::restore(const GroupSpec& spec, std::span<const TokenId> tokens,
-                                 std::int32_t num_computed) {
+// Lets a sequence without blocks share those that another has of its first tokens.
+void SchedulerCore::share_computed(Sequence& parent, Sequence& child, std::int32_t num_tokens) {
+  if (parent.waits_for_ != nullptr) return;
+  const auto num_slots = static_cast<std::int32_t>(parent.table_.num_slots());
+  const std::int32_t num_shared = std::min({num_tokens, parent.num_computed_, num_slots});
+  child.num_computed_ = child.max_computed_ = num_shared;
+  if (num_shared > 0) kv_->fork(parent, child, pending_copies_);
+}
+
+const SequenceGroup& SchedulerCore::restore(const GroupSpec& spec,
+                                            std::span<const SequenceSpec> specs) {
   PAGEDCORE_REQUIRE(!plan_is_open_, "restore: the last plan is not committed");
-  const auto total = static_cast<std::int32_t>(tokens.size());
-  PAGEDCORE_REQUIRE(num_computed >= 0 && num_computed < total,
-                    "restore: num_computed must be in [0, ", total, "), got ", num_computed);
-  PAGEDCORE_REQUIRE(spec.prompt.size() <= tokens.size() &&
-                        std::equal(spec.prompt.begin(), spec.prompt.end(), tokens.begin()),
-                    "restore: tokens must begin with the prompt");
-  require_feasible(spec, total);
-  Sequence& sequence = enqueue(spec, std::vector<TokenId>(tokens.begin(), tokens.end()),
-                               static_cast<std::int32_t>(spec.prompt.size()));
-  if (num_computed > 0 && kv_->try_extend(sequence, num_computed, pending_copies_)) {
-    sequence.num_computed_ = sequence.max_computed_ = num_computed;
+  const auto count = static_cast<std::int32_t>(specs.size());
+  PAGEDCORE_REQUIRE(count >= 1 && count <= spec.num_sequences,
+                    "restore: the number of sequences must be in [1, ", spec.num_sequences,
+                    "], got ", count);
+  std::int64_t longest = 0;
+  for (std::int32_t i = 0; i < count; ++i) {
+    const SequenceSpec& s = specs[i];
+    const auto total = static_cast<std::int32_t>(s.tokens.size());
+    PAGEDCORE_REQUIRE(s.num_computed >= 0 && s.num_computed < total,
+                      "restore: num_computed must be in [0, ", total, "), got ", s.num_computed);
+    PAGEDCORE_REQUIRE(spec.prompt.size() <= s.tokens.size() &&
+                          std::equal(spec.prompt.begin(), spec.prompt.end(), s.tokens.begin()),
+                      "restore: tokens must begin with the prompt");
+    PAGEDCORE_REQUIRE(s.sibling < i, "restore: sibling must come before sequence ", i, ", got ",
+                      s.sibling);
+    const std::int32_t limit =
+        s.sibling < 0 ? 0 : std::min(s.num_computed, specs[s.sibling].num_computed);
+    PAGEDCORE_REQUIRE(s.num_shared >= 0 && s.num_shared <= limit,
+                      "restore: num_shared must be in [0, ", limit, "], got ", s.num_shared);
+    longest = std::max<std::int64_t>(longest, total);
+  }
+  require_feasible(spec, longest, count);
+  SequenceGroup& restored = enqueue(spec, [&](SequenceGroup& group) {
+    for (const SequenceSpec& s : specs) {
+      group.sequences_.push_back(make_sequence(group, {s.tokens.begin(), s.tokens.end()},
+                                               static_cast<std::int32_t>(spec.prompt.size())));
+    }
+    for (std::size_t i = 0; i < specs.size(); ++i) {
+      group.sequences_[i]->table_.reserve_ids(specs[i].num_computed);
+    }
+    if (try_restore(group, specs)) return;
+    for (const auto& sequence : group.sequences_) kv_->release(*sequence, false);
+  });
+  set_waits_with_blocks(restored, std::ranges::any_of(restored.sequences_, [](const auto& s) {
+                          return s->num_computed_ > 0;
+                        }));
+  return restored;
+}
+
+bool SchedulerCore::try_restore(SequenceGroup& group, std::span<const SequenceSpec> specs) {
+  const std::int32_t block_size = kv_->block_size();
+  for (std::size_t i = 0; i < specs.size(); ++i) {
+    const SequenceSpec& s = specs[i];
+    Sequence& sequence = *group.sequences_[i];
+    // A block that both are to write behind what they share is not shared.
+    const bool is_all = s.num_shared == s.num_computed;
+    if (s.num_shared > 0) {
+      share_computed(*group.sequences_[s.sibling], sequence,
+                     is_all ? s.num_shared : s.num_shared / block_size * block_size);
+    }
+    if (!kv_->try_extend(sequence, s.num_computed, pending_copies_)) return false;
+    sequence.num_computed_ = sequence.max_computed_ = s.num_computed;
     sequence.writable_end_ = 0;
     sequence.num_registered_blocks_ = -1;  // what a file held is not served to other requests
-    set_waits_with_blocks(*sequence.group_, true);
   }
-  return sequence;
+  return true;
 }
 
 void SchedulerCore::take_row(Sequence& sequence) {
@@ -175,17 +247,34 @@ Sequence& SchedulerCore::fork(Sequence& sequence, std::int32_t num_tokens) {
                     num_tokens);
   PAGEDCORE_REQUIRE(!is_rebuilding(group) && !group.is_partial_, "fork: request ",
                     group.request_id_, " is being computed again after a preemption");
-  std::vector<TokenId> tokens;
-  tokens.reserve(group.max_total_tokens_);
-  tokens.assign(sequence.tokens_.begin(), sequence.tokens_.begin() + num_tokens);
-  auto child =
-      make_sequence(group, std::move(tokens), std::min(sequence.num_prompt_tokens_, num_tokens));
-  child->num_computed_ = child->max_computed_ = std::min(num_tokens, sequence.num_computed_);
-  kv_->fork(sequence, *child, pending_copies_);
-  take_row(*child);
-  group.sequences_.push_back(std::move(child));
+  if (group.spare_.empty()) reserve_forks(sequence, 1);
+  Sequence& child = *group.spare_.back();
+  child.num_computed_ = child.max_computed_ = std::min(num_tokens, sequence.num_computed_);
+  kv_->fork(sequence, child, pending_copies_);
+  child.tokens_.assign(sequence.tokens_.begin(), sequence.tokens_.begin() + num_tokens);
+  child.num_prompt_tokens_ = std::min(sequence.num_prompt_tokens_, num_tokens);
+  take_row(child);
+  group.sequences_.push_back(std::move(group.spare_.back()));
+  group.spare_.pop_back();
   if (group.num_live() == 2) running_.set_only(group, nullptr);
-  return *group.sequences_.back();
+  return child;
+}
+
+void SchedulerCore::reserve_forks(Sequence& sequence, std::int32_t count) {
+  SequenceGroup& group = *sequence.group_;
+  group.spare_.reserve(count);
+  while (static_cast<std::int32_t>(group.spare_.size()) < count) {
+    group.spare_.push_back(make_sequence(group, {}, 0));
+  }
+  for (const auto& spare : group.spare_) {
+    spare->tokens_.reserve(group.max_total_tokens_);
+    spare->table_.reserve_ids(group.max_total_tokens_);
+  }
+}
+
+void SchedulerCore::drop_spare(SequenceGroup& group) {
+  for (const auto& spare : group.spare_) sequences_.erase(spare->id_);
+  group.spare_.clear();
 }
 
 void SchedulerCore::release_blocks(Sequence& sequence, bool content_is_good) {
@@ -200,7 +289,7 @@ void SchedulerCore::remove_from_queue(SequenceGroup& group) {
     running_.erase(group);
     num_running_seqs_ -= group.num_sequences_;
   } else {
-    queue_of(group).erase(key(group));
+    group.queue_node_ = queue_of(group).extract(key(group));
     set_waits_with_blocks(group, false);
   }
 }
@@ -221,6 +310,7 @@ void SchedulerCore::end_group(SequenceGroup& group) {
     sequences_.erase(sequence->id_);
   }
   group.sequences_.clear();
+  drop_spare(group);
   erase_if_empty(group);
 }
 
@@ -242,6 +332,7 @@ std::unique_ptr<Sequence> SchedulerCore::detach(Sequence& sequence) {
   if (group.sequences_.empty()) {
     remove_from_queue(group);
     group.state_ = GroupState::kFinished;
+    drop_spare(group);
   } else if (others_wait) {
     preempt(group, PreemptionCause::kSibling, false);
   } else if (group.state_ == GroupState::kRunning && group.num_live() == 1) {
@@ -250,13 +341,14 @@ std::unique_ptr<Sequence> SchedulerCore::detach(Sequence& sequence) {
   return detached;
 }
 
-void SchedulerCore::finish(Sequence& sequence) {
+std::vector<TokenId> SchedulerCore::finish(Sequence& sequence) {
   PAGEDCORE_REQUIRE(!plan_is_open_, "finish: the last plan is not committed");
   SequenceGroup& group = *sequence.group_;
   const std::unique_ptr<Sequence> detached = detach(sequence);
   release_blocks(*detached, true);
   sequences_.erase(detached->id_);
   erase_if_empty(group);
+  return std::move(detached->tokens_);
 }
 
 void SchedulerCore::hold(Sequence& sequence) {
@@ -264,6 +356,7 @@ void SchedulerCore::hold(Sequence& sequence) {
   PAGEDCORE_REQUIRE(sequence.row_ >= 0 && sequence.waits_for_ == nullptr, "hold: sequence ",
                     sequence.id_, " is not running");
   SequenceGroup& group = *sequence.group_;
+  reserve_more(group.held_, 1);
   group.held_.push_back(detach(sequence));
   give_row_back(sequence);
   sequence.drop_host_tail();
@@ -271,14 +364,34 @@ void SchedulerCore::hold(Sequence& sequence) {
   sequence.table_.truncate(sequence.num_computed_);
 }
 
-void SchedulerCore::release(Sequence& sequence) {
+Sequence& SchedulerCore::hold_fork(Sequence& sequence, std::vector<TokenId> tokens) {
+  PAGEDCORE_REQUIRE(!plan_is_open_, "hold_fork: the last plan is not committed");
+  PAGEDCORE_REQUIRE(!tokens.empty(), "hold_fork: tokens must not be empty");
+  SequenceGroup& group = *sequence.group_;
+  reserve_more(group.held_, 1);
+  if (group.spare_.empty()) reserve_forks(sequence, 1);
+  Sequence& child = *group.spare_.back();
+  const auto [end, _] = std::ranges::mismatch(sequence.tokens_, tokens);
+  const auto num_common = static_cast<std::int32_t>(end - sequence.tokens_.begin());
+  share_computed(sequence, child,
+                 std::min(num_common, static_cast<std::int32_t>(tokens.size()) - 1));
+  child.tokens_ = std::move(tokens);
+  group.held_.push_back(std::move(group.spare_.back()));
+  group.spare_.pop_back();
+  kv_->on_blocks_filled(child);
+  return child;
+}
+
+std::vector<TokenId> SchedulerCore::release(Sequence& sequence) {
   SequenceGroup& group = *sequence.group_;
   const auto found = std::ranges::find(group.held_, &sequence, &std::unique_ptr<Sequence>::get);
   PAGEDCORE_REQUIRE(found != group.held_.end(), "release: sequence ", sequence.id_, " is not held");
   kv_->release(sequence, true);
   sequences_.erase(sequence.id_);
+  std::vector<TokenId> tokens = std::move(sequence.tokens_);
   group.held_.erase(found);
   erase_if_empty(group);
+  return tokens;
 }
 
 void SchedulerCore::abort(RequestId request_id) {
@@ -288,7 +401,8 @@ void SchedulerCore::abort(RequestId request_id) {
 
 Sequence* SchedulerCore::find(SequenceId id) const {
   const auto found = sequences_.find(id);
-  return found == sequences_.end() ? nullptr : found->second;
+  const bool is_known = found != sequences_.end() && !found->second->tokens_.empty();
+  return is_known ? found->second : nullptr;
 }
 
 }  // namespace pagedcore

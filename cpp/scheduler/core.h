@@ -1,11 +1,9 @@
 #pragma once
 
-#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <unordered_map>
-#include <utility>
 #include <vector>
 
 #include "cpp/scheduler/running_list.h"
@@ -29,16 +27,17 @@ class SchedulerCore {
 
   Sequence& add(const GroupSpec& spec);
   Sequence& fork_request(Sequence& sequence, std::int32_t num_tokens, const GroupSpec& spec);
-  Sequence& restore(const GroupSpec& spec, std::span<const TokenId> tokens,
-                    std::int32_t num_computed);
+  const SequenceGroup& restore(const GroupSpec& spec, std::span<const SequenceSpec> sequences);
   const StepPlan& schedule();
   void commit();
   void abandon();
   void append_token(Sequence& sequence, TokenId token) { sequence.tokens_.push_back(token); }
   Sequence& fork(Sequence& sequence, std::int32_t num_tokens);
-  void finish(Sequence& sequence);
+  void reserve_forks(Sequence& sequence, std::int32_t count);
+  std::vector<TokenId> finish(Sequence& sequence);
   void hold(Sequence& sequence);
-  void release(Sequence& sequence);
+  Sequence& hold_fork(Sequence& sequence, std::vector<TokenId> tokens);
+  std::vector<TokenId> release(Sequence& sequence);
   void abort(RequestId request_id);
   Sequence* find(SequenceId id) const;
   bool has_unfinished() const {
@@ -51,18 +50,22 @@ class SchedulerCore {
   std::vector<std::string> check_invariants() const;
 
  private:
-  // Lower priority values first, then first come first served.
-  using QueueKey = std::pair<std::int32_t, std::int64_t>;
-  using Queue = std::map<QueueKey, SequenceGroup*>;
-  static QueueKey key(const SequenceGroup& g) { return {g.priority_, g.arrival_}; }
+  using Queue = GroupQueue;
+  static Queue::key_type key(const SequenceGroup& g) { return {g.priority_, g.arrival_}; }
   Queue& queue_of(const SequenceGroup& g) {
     return g.state_ == GroupState::kWaiting ? waiting_ : resumed_;
   }
 
   // core.cpp: requests come and go
-  void require_feasible(const GroupSpec& spec, std::int64_t num_tokens) const;
-  Sequence& enqueue(const GroupSpec& spec, std::vector<TokenId> tokens,
-                    std::int32_t num_prompt_tokens);
+  void require_feasible(const GroupSpec& spec, std::int64_t num_tokens,
+                        std::int32_t num_live) const;
+  // Queues a group that fill(group) gives its sequences, or undoes it all.
+  template <typename Fill>
+  SequenceGroup& enqueue(const GroupSpec& spec, const Fill& fill);
+  std::unique_ptr<SequenceGroup> make_group(const GroupSpec& spec);
+  void share_computed(Sequence& parent, Sequence& child, std::int32_t num_tokens);
+  // Blocks for the computed tokens of a group; false where too few are available.
+  bool try_restore(SequenceGroup& group, std::span<const SequenceSpec> specs);
   std::unique_ptr<Sequence> make_sequence(SequenceGroup& group, std::vector<TokenId> tokens,
                                           std::int32_t num_prompt_tokens);
   void remove_from_queue(SequenceGroup& group);
@@ -70,6 +73,7 @@ class SchedulerCore {
   // Takes a sequence out of its group's live ones; siblings that waited for it start again.
   std::unique_ptr<Sequence> detach(Sequence& sequence);
   void end_group(SequenceGroup& group);
+  void drop_spare(SequenceGroup& group);
   void erase_if_empty(SequenceGroup& group);
   void set_waits_with_blocks(SequenceGroup& group, bool waits_with_blocks);
   void take_row(Sequence& sequence);
@@ -92,6 +96,7 @@ class SchedulerCore {
   bool fits_seqs(const SequenceGroup& group) const {
     return num_running_seqs_ + group.num_sequences_ <= config_.max_num_seqs;
   }
+  void reserve_to_run(SequenceGroup& group);
   bool try_run(SequenceGroup& group, std::int32_t headroom);
   bool try_run_partially(SequenceGroup& group);
   void start_running(SequenceGroup& group);
@@ -120,6 +125,7 @@ class SchedulerCore {
   bool try_swap_out(SequenceGroup& group, const KvManager::Tail& tail);
   bool is_swap_cheaper(const SequenceGroup& group, const KvManager::Tail& tail) const;
   void note_preemption(SequenceGroup& group, PreemptionKind kind, PreemptionCause cause);
+  void report_preempted(const SequenceGroup& group);
   void exceed_capacity(const SequenceGroup& group);
   std::int32_t quota_of(const SequenceGroup& group) const;  // 0: none
   std::int32_t num_blocks_of_tenant(const std::string& tenant) const;

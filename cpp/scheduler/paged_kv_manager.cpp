@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cpp/base/reserve.h"
 #include "pagedcore/error.h"
 
 namespace pagedcore {
@@ -26,6 +27,7 @@ bool PagedKvManager::try_extend(Sequence& sequence, std::int32_t num_tokens,
   const std::size_t num_copies = copies.size();
   const std::int32_t begin = sequence.num_computed();
   if (begin == num_tokens) return true;
+  reserve_more(pins_, 1);
   if (!blocks.try_prepare_write(begin, num_tokens, copies)) return false;
   pin_sources(std::span(copies).subspan(num_copies));
   const std::int32_t first = begin / block_size_;
@@ -56,7 +58,7 @@ void PagedKvManager::extend_partially(Sequence& sequence, std::int32_t num_block
 }
 
 void PagedKvManager::fork(Sequence& parent, Sequence& child, std::vector<BlockCopy>&) {
-  table(child) = table(parent).fork(child.num_computed());
+  table(child).become_fork(table(parent), child.num_computed());
   num_registered_blocks(child) =
       std::min(num_registered_blocks(parent), child.num_computed() / block_size_);
   set_writable_end(parent, 0);

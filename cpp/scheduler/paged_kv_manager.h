@@ -75,6 +75,7 @@ class PagedKvManager final : public KvManager {
                                std::vector<Placement>& placements) const;
   Placement plan_placement(Sequence& sequence, Sequence* sibling, PrefixUse use) const;
   std::int32_t num_needed(const std::vector<Placement>& placements) const;
+  void reserve_to_place(std::span<const Placement> placements, std::vector<BlockCopy>& copies);
   void place(Placement& placement, std::vector<BlockCopy>& copies);
   // Full blocks that both sequences can share, leaving each its last token to compute.
   std::int32_t num_shareable_blocks(const Sequence& a, const Sequence& b) const;
@@ -88,6 +89,7 @@ class PagedKvManager final : public KvManager {
   // paged_tails.cpp
   // Keeps the first blocks of a table; what computed tokens the others hold stays findable.
   void cut(Sequence& sequence, std::int32_t num_kept);
+  std::span<const BlockId> stored_tail(const Sequence& sequence, std::int32_t num_kept) const;
   static std::int32_t num_host_blocks(const SequenceGroup& group);  // different ones
   void register_tail(Sequence& sequence);
   void replace(Sequence& sequence, std::int32_t index, BlockId block);  // by one of equal content

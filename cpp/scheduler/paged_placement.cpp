@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "cpp/base/reserve.h"
 #include "cpp/scheduler/paged_kv_manager.h"
 #include "pagedcore/error.h"
 
@@ -56,6 +57,7 @@ bool PagedKvManager::try_admit(SequenceGroup& group, std::int32_t headroom,
     use = use == PrefixUse::kTokens ? PrefixUse::kFullBlocks : use;
     if (plan_placements(group, use, placements) > limit) return false;
   }
+  reserve_to_place(placements, copies);
   // What one sequence found in the cache must outlive the blocks that another takes.
   const std::size_t num_pins = pins_.size();
   for (const Placement& placement : placements) {
@@ -66,6 +68,18 @@ bool PagedKvManager::try_admit(SequenceGroup& group, std::int32_t headroom,
   for (std::size_t i = num_pins; i < pins_.size(); ++i) allocator_.pin(pins_[i]);
   for (Placement& placement : placements) place(placement, copies);
   return true;
+}
+
+// Takes the memory that place() needs, so that it cannot fail half-way.
+void PagedKvManager::reserve_to_place(std::span<const Placement> placements,
+                                      std::vector<BlockCopy>& copies) {
+  std::size_t num_pins = 0;
+  for (const Placement& placement : placements) {
+    table(*placement.sequence).reserve_ids(placement.sequence->num_tokens());
+    num_pins += placement.match.blocks.size() + 3;  // a partial match, and a copy of each kind
+  }
+  reserve_more(pins_, num_pins);
+  reserve_more(copies, 2 * placements.size());
 }
 
 std::int32_t PagedKvManager::plan_placements(const SequenceGroup& group, PrefixUse use,
@@ -176,7 +190,7 @@ void PagedKvManager::place(Placement& placement, std::vector<BlockCopy>& copies)
   Sequence& sequence = *placement.sequence;
   BlockTable& blocks = table(sequence);
   if (placement.sibling != nullptr) {
-    blocks = table(*placement.sibling).fork(placement.num_shared * block_size_);
+    blocks.become_fork(table(*placement.sibling), placement.num_shared * block_size_);
     set_num_computed(sequence, placement.num_shared * block_size_);
     num_registered_blocks(sequence) = 0;
     set_waits_for(sequence, placement.sibling);

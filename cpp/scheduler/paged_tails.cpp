@@ -1,6 +1,7 @@
 // How PagedKvManager takes the last blocks of groups, and moves blocks to the host and back.
 #include <algorithm>
 
+#include "cpp/base/reserve.h"
 #include "cpp/scheduler/paged_kv_manager.h"
 #include "pagedcore/error.h"
 
@@ -64,32 +65,48 @@ bool PagedKvManager::try_swap_out(SequenceGroup& group, const Tail& tail,
                                   std::vector<BlockCopy>& moves) {
   if (tail.num_blocks > host_.num_available()) return false;
   std::unordered_map<BlockId, BlockId> host_of;
+  std::vector<BlockTable> hosts;
+  for (std::size_t i = 0; i < tail.num_kept.size(); ++i) {
+    const Sequence& sequence = *group.sequences()[i];
+    const std::span<const BlockId> blocks = stored_tail(sequence, tail.num_kept[i]);
+    for (const BlockId block : blocks) host_of.emplace(block, -1);
+    const auto num_blocks = std::ssize(blocks) + std::ssize(sequence.host_table());
+    hosts.push_back(make_host_table());
+    hosts.back().reserve_ids(num_blocks * block_size_);
+  }
+  reserve_more(moves, host_of.size());
+  reserve_more(host_pins_, host_of.size());
   for (std::size_t i = 0; i < tail.num_kept.size(); ++i) {
     Sequence& sequence = *group.sequences()[i];
-    const BlockTable& blocks = table(sequence);
-    const std::int32_t end = std::min(blocks_for(sequence.num_computed()), blocks.num_blocks());
-    BlockTable host = make_host_table();
-    for (std::int32_t index = tail.num_kept[i]; index < end; ++index) {
-      const BlockId block = blocks.blocks()[index];
-      const auto [found, is_new] = host_of.try_emplace(block, -1);
-      if (!is_new) {
-        host.append_shared(found->second);
+    for (const BlockId block : stored_tail(sequence, tail.num_kept[i])) {
+      BlockId& host_block = host_of.find(block)->second;
+      if (host_block >= 0) {
+        hosts[i].append_shared(host_block);
         continue;
       }
-      found->second = *host_.try_allocate();
-      host.append_owned(found->second);
-      moves.push_back({block, found->second});
+      host_block = *host_.try_allocate();
+      hosts[i].append_owned(host_block);
+      moves.push_back({block, host_block});
       // Nothing else is moved there in this step, whatever becomes of the group.
-      host_.pin(found->second);
-      host_pins_.push_back(found->second);
+      host_.pin(host_block);
+      host_pins_.push_back(host_block);
     }
-    for (const BlockId block : host_table(sequence).blocks()) host.append_shared(block);
-    host_table(sequence) = std::move(host);
+    for (const BlockId block : host_table(sequence).blocks()) hosts[i].append_shared(block);
+    host_table(sequence) = std::move(hosts[i]);
   }
   for (std::size_t i = 0; i < tail.num_kept.size(); ++i) {
     cut(*group.sequences()[i], tail.num_kept[i]);
   }
   return true;
+}
+
+// The blocks behind the first num_kept of a table that hold tokens.
+std::span<const BlockId> PagedKvManager::stored_tail(const Sequence& sequence,
+                                                     std::int32_t num_kept) const {
+  const auto blocks = sequence.table();
+  const std::int32_t end =
+      std::min(blocks_for(sequence.num_computed()), static_cast<std::int32_t>(blocks.size()));
+  return blocks.subspan(num_kept, std::max(end - num_kept, 0));
 }
 
 std::int32_t PagedKvManager::num_host_blocks(const SequenceGroup& group) {
@@ -127,17 +144,22 @@ bool PagedKvManager::try_swap_in(SequenceGroup& group, std::int32_t headroom,
   if (num_host_blocks(group) + headroom > allocator_.num_available()) return false;
   std::unordered_map<BlockId, BlockId> block_of;
   for (const auto& sequence : group.sequences()) {
+    for (const BlockId block : host_table(*sequence).blocks()) block_of.emplace(block, -1);
+    table(*sequence).reserve_ids(sequence->num_tokens());
+  }
+  reserve_more(moves, block_of.size());
+  for (const auto& sequence : group.sequences()) {
     BlockTable& blocks = table(*sequence);
     mark_changed(*sequence, blocks.num_blocks());
     for (const BlockId host_block : host_table(*sequence).blocks()) {
-      const auto [found, is_new] = block_of.try_emplace(host_block, -1);
-      if (!is_new) {
-        blocks.append_shared(found->second);
+      BlockId& block = block_of.find(host_block)->second;
+      if (block >= 0) {
+        blocks.append_shared(block);
         continue;
       }
-      found->second = *allocator_.try_allocate();
-      blocks.append_owned(found->second);
-      moves.push_back({host_block, found->second});
+      block = *allocator_.try_allocate();
+      blocks.append_owned(block);
+      moves.push_back({host_block, block});
     }
   }
   for (const auto& sequence : group.sequences()) host_table(*sequence).clear();

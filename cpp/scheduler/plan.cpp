@@ -30,9 +30,14 @@ const StepPlan& SchedulerCore::schedule() {
   plan_is_open_ = true;
   kv_->allocator().set_clock(++step_);
 
-  make_way_for_priority();
-  schedule_running();
-  if (plan_.preempted.empty()) admit();
+  try {
+    make_way_for_priority();
+    schedule_running();
+    if (plan_.preempted.empty()) admit();
+  } catch (...) {
+    abandon();
+    throw;
+  }
   plan_.num_tokens = config_.max_num_batched_tokens - budget_;
   return plan_;
 }
@@ -272,17 +277,26 @@ void SchedulerCore::admit() {
   }
 }
 
-bool SchedulerCore::try_run(SequenceGroup& group, std::int32_t headroom) {
-  if (group.state_ == GroupState::kSwapped) {
-    const std::int32_t limit = kv_->allocator().num_available() - headroom;
-    if (kv_->num_blocks_to_admit(group) > limit) return false;
-    PAGEDCORE_CHECK(kv_->try_swap_in(group, headroom, plan_.swap_in) &&
-                        kv_->try_admit(group, headroom, plan_.copies),
-                    "request ", group.request_id_);
-  } else if (!kv_->try_admit(group, headroom, plan_.copies)) {
-    return false;
+// Takes the memory that a group needs of the host while it runs.
+void SchedulerCore::reserve_to_run(SequenceGroup& group) {
+  for (const auto& sequence : group.sequences_) {
+    sequence->tokens_.reserve(group.max_total_tokens_);
+    sequence->table_.reserve_ids(group.max_total_tokens_);
   }
+}
+
+bool SchedulerCore::try_run(SequenceGroup& group, std::int32_t headroom) {
+  reserve_to_run(group);
+  if (group.state_ != GroupState::kSwapped) {
+    if (!kv_->try_admit(group, headroom, plan_.copies)) return false;
+    start_running(group);
+    return true;
+  }
+  const std::int32_t limit = kv_->allocator().num_available() - headroom;
+  if (kv_->num_blocks_to_admit(group) > limit) return false;
+  PAGEDCORE_CHECK(kv_->try_swap_in(group, headroom, plan_.swap_in), "request ", group.request_id_);
   start_running(group);
+  PAGEDCORE_CHECK(kv_->try_admit(group, headroom, plan_.copies), "request ", group.request_id_);
   return true;
 }
 
@@ -292,6 +306,7 @@ bool SchedulerCore::try_run_partially(SequenceGroup& group) {
       group.num_live() > 1 || group.state_ == GroupState::kSwapped) {
     return false;
   }
+  reserve_to_run(group);
   start_running(group);
   extend_partially(group, spare);
   return true;
@@ -311,11 +326,7 @@ void SchedulerCore::start_running(SequenceGroup& group) {
     return key(*a) < key(*b);
   };
   running_.insert(group, only_of(group), comes_before);
-  for (const auto& sequence : group.sequences_) {
-    sequence->tokens_.reserve(group.max_total_tokens_);
-    sequence->table_.reserve_ids(group.max_total_tokens_);
-    take_row(*sequence);
-  }
+  for (const auto& sequence : group.sequences_) take_row(*sequence);
 }
 
 }  // namespace pagedcore

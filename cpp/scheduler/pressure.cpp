@@ -94,7 +94,7 @@ bool SchedulerCore::reclaim_from_waiting(const SequenceGroup* except) {
     SequenceGroup& group = *it->second;
     if (&group == except || !group.waits_with_blocks_) continue;
     set_waits_with_blocks(group, false);
-    kv_->release(*group.sequences_[0], true);
+    for (const auto& sequence : group.sequences_) kv_->release(*sequence, true);
     return true;
   }
   return false;
@@ -120,26 +120,37 @@ void SchedulerCore::take_from(SequenceGroup& victim, std::int32_t num_available,
                         victim.last_preemption_ == kind;
   if (!is_noted && tail.num_tokens > 0) note_preemption(victim, kind, cause);
   set_partial(victim, true);
-  plan_.preempted.push_back(victim.request_id_);
+  report_preempted(victim);
 }
 
 void SchedulerCore::preempt(SequenceGroup& group, PreemptionCause cause, bool content_is_good) {
   constexpr std::int32_t kAll = std::numeric_limits<std::int32_t>::max();
   const bool was_partial = group.is_partial_;
-  const KvManager::Tail everything = kv_->tail_of(group, kAll);
+  bool is_swapped = false;
+  if (content_is_good) {
+    const KvManager::Tail everything = kv_->tail_of(group, kAll);
+    is_swapped = try_swap_out(group, everything);
+    if (!is_swapped) counters_.preempted_tokens += everything.num_tokens;
+  }
   remove_from_queue(group);
-  if (content_is_good && try_swap_out(group, everything)) {
+  if (is_swapped) {
     for (const auto& sequence : group.sequences_) give_row_back(*sequence);
     note_preemption(group, PreemptionKind::kSwap, cause);
     group.state_ = GroupState::kSwapped;
   } else {
-    counters_.preempted_tokens += everything.num_tokens;
     for (const auto& sequence : group.sequences_) release_blocks(*sequence, content_is_good);
     if (!was_partial) note_preemption(group, PreemptionKind::kRecompute, cause);
     group.state_ = GroupState::kPreempted;
   }
-  resumed_.emplace(key(group), &group);
-  if (plan_is_open_) plan_.preempted.push_back(group.request_id_);
+  resumed_.insert(std::move(group.queue_node_));
+  if (plan_is_open_) report_preempted(group);
+}
+
+// The plan's list has room for every group that a step can run, so this never fails.
+void SchedulerCore::report_preempted(const SequenceGroup& group) {
+  std::vector<RequestId>& preempted = plan_.preempted;
+  if (std::ranges::find(preempted, group.request_id_) != preempted.end()) return;
+  preempted.push_back(group.request_id_);
 }
 
 bool SchedulerCore::try_swap_out(SequenceGroup& group, const KvManager::Tail& tail) {
@@ -210,7 +221,6 @@ void SchedulerCore::make_way_for_priority() {
 
 void SchedulerCore::abandon() {
   PAGEDCORE_REQUIRE(plan_is_open_, "abandon: there is no plan to abandon");
-  std::vector<SequenceGroup*> touched;
   const auto has_target = [](const std::vector<BlockCopy>& moves, std::span<const BlockId> blocks) {
     return std::ranges::any_of(moves, [&](const BlockCopy& move) {
       return std::ranges::find(blocks, move.dst) != blocks.end();
@@ -223,19 +233,15 @@ void SchedulerCore::abandon() {
              has_target(plan_.swap_out, sequence->host_table_.blocks());
     });
   };
-  for (SequenceGroup* group : running_) {
+  for (std::size_t i = 0; i < running_.size();) {
+    SequenceGroup* group = running_[i];
     const bool is_planned = std::ranges::any_of(
         plan_.spans, [&](const Span& span) { return &span.sequence->group() == group; });
     if (is_planned || group->admitted_step_ == step_ || waits_for_moves(*group)) {
-      touched.push_back(group);
+      preempt(*group, PreemptionCause::kAbandon, false);
+    } else {
+      ++i;
     }
-  }
-  for (SequenceGroup* group : touched) {
-    remove_from_queue(*group);
-    for (const auto& sequence : group->sequences_) release_blocks(*sequence, false);
-    note_preemption(*group, PreemptionKind::kRecompute, PreemptionCause::kAbandon);
-    group->state_ = GroupState::kPreempted;
-    resumed_.emplace(key(*group), group);
   }
   for (const auto& [_, group] : resumed_) {
     if (group->state_ != GroupState::kSwapped || !waits_for_moves(*group)) continue;

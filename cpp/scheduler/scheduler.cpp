@@ -35,9 +35,9 @@ Sequence& Scheduler::fork_request(Sequence& sequence, std::int32_t num_tokens,
                                   const GroupSpec& spec) {
   return core_->fork_request(sequence, num_tokens, spec);
 }
-Sequence& Scheduler::restore(const GroupSpec& spec, std::span<const TokenId> tokens,
-                             std::int32_t num_computed) {
-  return core_->restore(spec, tokens, num_computed);
+const SequenceGroup& Scheduler::restore(const GroupSpec& spec,
+                                        std::span<const SequenceSpec> sequences) {
+  return core_->restore(spec, sequences);
 }
 
 const StepPlan& Scheduler::schedule() { return core_->schedule(); }
@@ -50,9 +50,17 @@ void Scheduler::append_token(Sequence& sequence, TokenId token) {
 Sequence& Scheduler::fork(Sequence& sequence, std::int32_t num_tokens) {
   return core_->fork(sequence, num_tokens);
 }
-void Scheduler::finish(Sequence& sequence) { core_->finish(sequence); }
+void Scheduler::reserve_forks(Sequence& sequence, std::int32_t count) {
+  core_->reserve_forks(sequence, count);
+}
+std::vector<TokenId> Scheduler::finish(Sequence& sequence) { return core_->finish(sequence); }
 void Scheduler::hold(Sequence& sequence) { core_->hold(sequence); }
-void Scheduler::release(Sequence& held_sequence) { core_->release(held_sequence); }
+Sequence& Scheduler::hold_fork(Sequence& sequence, std::vector<TokenId> tokens) {
+  return core_->hold_fork(sequence, std::move(tokens));
+}
+std::vector<TokenId> Scheduler::release(Sequence& held_sequence) {
+  return core_->release(held_sequence);
+}
 void Scheduler::abort(RequestId request_id) { core_->abort(request_id); }
 
 Sequence* Scheduler::find(SequenceId id) const { return core_->find(id); }

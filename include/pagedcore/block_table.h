@@ -46,6 +46,8 @@ class PAGEDCORE_API BlockTable {
   void clear() noexcept;
   // A table that shares the blocks of the first `num_tokens` tokens. Never allocates a block.
   BlockTable fork(std::int64_t num_tokens) const;
+  // Becomes such a table of `parent`, in the room that it has for ids.
+  void become_fork(const BlockTable& parent, std::int64_t num_tokens);
 
   // Room for so many tokens without growing the list of ids.
   void reserve_ids(std::int64_t num_tokens);

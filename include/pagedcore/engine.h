@@ -49,20 +49,24 @@ class PAGEDCORE_API Engine {
   RequestId fork(RequestId request_id, std::int32_t index, std::optional<std::int32_t> at_token,
                  const SamplingParams& params, std::span<const TokenId> more_tokens = {},
                  const RequestOptions& options = {});
-  // Keeps the sequences' tokens and KV when the request ends, until release(). Not with best_of or
-  // beam_width. release() of a live request lets it end as usual; unknown ids are ignored.
+  // Keeps the sequences' tokens and KV when the request ends, until release(); with best_of and
+  // beam_width those of the n sequences that it reports, by their index there. Of a hypothesis the
+  // KV that the open beams then share with it stays, the rest is computed again when it is asked
+  // for. release() of a live request lets it end as usual; unknown ids are ignored.
   void hold(RequestId request_id);
   void release(RequestId request_id);
   // All tokens so far of a live or held sequence, prompt first. Throws InvalidArgument.
   std::vector<TokenId> tokens(RequestId request_id, std::int32_t index = 0) const;
 
-  // A snapshot of a live or held sequence: tokens, KV, sampler, random state, stop state. It can be
-  // loaded by any engine over the same weights with the same KV dtype: another process, pool size
-  // or block size. Not for beams.
-  std::vector<std::byte> save(RequestId request_id, std::int32_t index = 0) const;
+  // A snapshot of a live or held request: tokens, KV (what sequences share once), sampler, random
+  // state, beams, stop state. It can be loaded by any engine over the same weights with the same KV
+  // dtype: another process, pool size or block size. With `index` of one of its sequences alone.
+  std::vector<std::byte> save(RequestId request_id,
+                              std::optional<std::int32_t> index = std::nullopt) const;
   // Goes on from a snapshot as if it had never stopped: updates are those that were still to come.
-  // With `params` it goes on under those, and all tokens are its prompt; a finished sequence needs
-  // them. Throws InvalidArgument for a file that is not a whole, unchanged snapshot of this model.
+  // With `params` it goes on under those, and all tokens of its one sequence are its prompt; what
+  // had finished, and one beam of several, needs them. Throws InvalidArgument for a file that is
+  // not a whole, unchanged snapshot of this model.
   RequestId load(std::span<const std::byte> snapshot, const SamplingParams* params = nullptr,
                  const RequestOptions& options = {});
 

@@ -18,6 +18,7 @@ namespace pagedcore {
 class KvManager;
 class SchedulerCore;
 class Sequence;
+class SequenceGroup;
 
 // What add() needs to know of a request.
 struct GroupSpec {
@@ -31,12 +32,22 @@ struct GroupSpec {
   bool read_prefix_cache = true;      // false where every prompt position must be computed
 };
 
+// What restore() needs to know of a sequence.
+struct SequenceSpec {
+  std::span<const TokenId> tokens = {};
+  std::int32_t num_computed = 0;  // whose KV the caller is about to write
+  // The first num_shared of these are the same as those of an earlier sequence of the list.
+  std::int32_t sibling = -1;
+  std::int32_t num_shared = 0;
+};
+
 // Decides who runs and where their tokens lie. Knows no phases: a sequence has num_tokens() and
 // num_computed(), and steps hand out a token budget until it catches up. Owns the sequences and
 // the block bookkeeping; sees no device memory. Not thread-safe.
 //
-// A step: plan = schedule(); the caller does its moves and computes its spans; commit(); then for
-// every span that reaches_end: append_token(), fork(), finish() or hold() on its sequence.
+// A call that throws changes nothing. A step: plan = schedule(); the caller does its moves and
+// computes its spans; commit(); then for every span that reaches_end: append_token(), fork(),
+// finish() or hold() on its sequence.
 class PAGEDCORE_API Scheduler {
  public:
   // Pages the KV cache.
@@ -53,13 +64,13 @@ class PAGEDCORE_API Scheduler {
   // Queues a group that goes on from the first `num_tokens` tokens of a live or held sequence, and
   // then spec.prompt, which may be empty. Shares the blocks; never allocates one.
   Sequence& fork_request(Sequence& sequence, std::int32_t num_tokens, const GroupSpec& spec);
-  // Queues a group whose first `num_computed` of `tokens` the caller is about to write into the
-  // cache; spec.prompt is the beginning of `tokens`. Where too few blocks are available
-  // num_computed() of the sequence is 0, and its tokens will be computed.
-  Sequence& restore(const GroupSpec& spec, std::span<const TokenId> tokens,
-                    std::int32_t num_computed);
+  // Queues a group of sequences that all begin with spec.prompt and whose computed tokens the
+  // caller is about to write into the cache. Siblings share blocks as they shared tokens. Where too
+  // few blocks are available num_computed() of each is 0, and its tokens will be computed.
+  const SequenceGroup& restore(const GroupSpec& spec, std::span<const SequenceSpec> sequences);
 
-  // Plans the next step. The plan is valid until the next call.
+  // Plans the next step. The plan is valid until the next call. A call that fails for want of
+  // memory has abandoned its plan.
   const StepPlan& schedule();
   // The plan is carried out: computed blocks become findable.
   void commit();
@@ -70,11 +81,16 @@ class PAGEDCORE_API Scheduler {
   // A sibling of a running `sequence` in its group with the same first `num_tokens` tokens, sharing
   // their blocks. Never allocates a block. REQUIRES: the group has fewer than num_sequences.
   Sequence& fork(Sequence& sequence, std::int32_t num_tokens);
-  // Ends one sequence; the group ends with its last. The reference is dead afterwards.
-  void finish(Sequence& sequence);
+  // Takes the memory of `count` calls of fork() or hold_fork() beforehand: these cannot fail then.
+  void reserve_forks(Sequence& sequence, std::int32_t count);
+  // Ends one sequence and gives its tokens; the group ends with its last. The reference is dead
+  // afterwards.
+  std::vector<TokenId> finish(Sequence& sequence);
   // Ends one sequence as finish() does, but its tokens and computed blocks stay until release().
   void hold(Sequence& sequence);
-  void release(Sequence& held_sequence);
+  // A held sequence of `tokens` beside a live `sequence`, with the KV of what both begin with.
+  Sequence& hold_fork(Sequence& sequence, std::vector<TokenId> tokens);
+  std::vector<TokenId> release(Sequence& held_sequence);  // gives its tokens
   // Ends a group wherever it is: waiting, running, preempted or swapped. Held sequences stay.
   void abort(RequestId request_id);
 

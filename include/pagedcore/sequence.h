@@ -1,9 +1,11 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "pagedcore/block_table.h"
@@ -87,6 +89,9 @@ enum class PreemptionCause : std::int8_t {
   kAbandon,   // the step failed that computed it
 };
 
+// Groups by priority, then arrival: those first that run first.
+using GroupQueue = std::map<std::pair<std::int32_t, std::int64_t>, SequenceGroup*>;
+
 // The sequences of one request: admitted, scheduled, preempted and resumed together.
 class PAGEDCORE_API SequenceGroup {
  public:
@@ -138,6 +143,10 @@ class PAGEDCORE_API SequenceGroup {
   std::int64_t num_recomputed_tokens_ = 0;
   std::string tenant_;
   std::vector<std::unique_ptr<Sequence>> held_;  // ended, their tokens and blocks kept
+  // What it needs of memory later, so that nothing fails then: its node of the queues while it is
+  // in none, and sequences that forks will be, without tokens.
+  GroupQueue::node_type queue_node_;
+  std::vector<std::unique_ptr<Sequence>> spare_;
 };
 
 inline RequestId Sequence::request_id() const { return group_->request_id(); }

@@ -133,7 +133,6 @@ def test_all_siblings_of_a_held_request_can_be_forked():
         lambda e, r: e.save(r, 1),
         lambda e, r: e.tokens(r, -1),
         lambda e, r: e.set_tenant_quota("a", -1),
-        lambda e, r: e.add_request(PROMPT, params(beam_width=2), hold=True),
     ],
 )
 def test_a_wrong_call_is_refused_and_changes_nothing(call):

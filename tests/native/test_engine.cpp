@@ -197,7 +197,7 @@ void test_random_operations(std::uint32_t seed, int num_operations) {
         case 0:
         case 1: {
           const SamplingParams params = make_params(random);
-          options.hold = params.best_of == 0 && params.beam_width == 0 && random() % 2 == 0;
+          options.hold = random() % 2 == 0;
           known.push_back(engine->add_request(make_prompt(random), params, options));
           break;
         }
@@ -225,7 +225,7 @@ void test_random_operations(std::uint32_t seed, int num_operations) {
           engine->release(any());
           break;
         case 8:
-          snapshots.push_back(engine->save(any(), static_cast<std::int32_t>(random() % 2)));
+          snapshots.push_back(random() % 2 == 0 ? engine->save(any()) : engine->save(any(), 0));
           break;
         case 9:
           if (snapshots.empty()) break;

@@ -57,7 +57,9 @@ class FakeEngine {
         Sequence& parent = *scheduler_.find(held_.back());
         scheduler_.fork_request(parent, 1 + random_() % parent.num_tokens(), spec);
       } else if (random_() % 16 == 0 && prompt.size() > 1) {
-        scheduler_.restore(spec, prompt, static_cast<std::int32_t>(prompt.size()) - 1);
+        const SequenceSpec sequence{.tokens = prompt,
+                                    .num_computed = static_cast<std::int32_t>(prompt.size()) - 1};
+        scheduler_.restore(spec, std::span(&sequence, 1));
       } else {
         scheduler_.add(spec);
       }
