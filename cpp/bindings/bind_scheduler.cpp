@@ -233,10 +233,11 @@ void bind_class(py::module_& m) {
            py::arg("num_blocks"))
       .def(
           "set_costs",
-          [](Self self, double prefill_tokens_per_s, double swap_blocks_per_s) {
-            self->set_costs({prefill_tokens_per_s, swap_blocks_per_s});
+          [](Self self, double prefill_tokens_per_s, double swap_blocks_per_s, double min_step_s) {
+            self->set_costs({prefill_tokens_per_s, swap_blocks_per_s, min_step_s});
           },
-          py::kw_only(), py::arg("prefill_tokens_per_s"), py::arg("swap_blocks_per_s"))
+          py::kw_only(), py::arg("prefill_tokens_per_s"), py::arg("swap_blocks_per_s"),
+          py::arg("min_step_s") = 0.0)
       .def("stats", &Scheduler::stats)
       .def("kv_map", &Scheduler::kv_map)
       .def("check_invariants", &Scheduler::check_invariants);

@@ -9,6 +9,7 @@ namespace {
 
 // A step with so many tokens a sequence tells how fast prompts are computed.
 constexpr std::int64_t kPromptTokensPerSequence = 8;
+constexpr double kLongStep = 2.0;  // times the shortest: it does more than read the weights
 constexpr double kCostSmoothing = 0.2;
 
 double microseconds_between(Clock::time_point begin, Clock::time_point end) {
@@ -21,8 +22,8 @@ std::string_view describe(const SequenceGroup& group) {
       return "";
     case PreemptionCause::kMemory:
       return group.last_preemption() == PreemptionKind::kSwap
-                 ? "earlier requests needed its KV blocks: swapped to host memory"
-                 : "earlier requests needed its KV blocks: computed again";
+                 ? "earlier requests needed KV blocks of it: swapped to host memory"
+                 : "earlier requests needed KV blocks of it: computed again";
     case PreemptionCause::kPriority:
       return group.last_preemption() == PreemptionKind::kSwap
                  ? "a request of higher priority came: swapped to host memory"
@@ -311,16 +312,20 @@ void Engine::Impl::take_from_lane(DecodeLane& lane) {
   report(*lane.state, samples.tokens(lane.sample), {});
 }
 
-// What PreemptionMode::kAuto goes by: the speed of steps that are mostly prompt, and of the steps'
-// own moves, smoothed.
+// What PreemptionMode::kAuto goes by: the shortest step, the speed of steps that are mostly prompt,
+// and that of the steps' own moves, both smoothed.
 void Engine::Impl::measure_costs(const StepPlan& plan) {
   if (config.preemption_mode != PreemptionMode::kAuto) return;
   const double seconds = counters.step_device_us * 1e-6;
   const auto num_seqs = static_cast<std::int64_t>(plan.spans.size());
-  if (seconds <= 0.0 || plan.num_tokens < kPromptTokensPerSequence * num_seqs) return;
-  const double speed = plan.num_tokens / seconds;
+  if (seconds <= 0.0 || plan.num_tokens == 0) return;
+  costs.min_step_s = costs.min_step_s == 0.0 ? seconds : std::min(costs.min_step_s, seconds);
   double& known = costs.prefill_tokens_per_s;
-  known = known == 0.0 ? speed : known + kCostSmoothing * (speed - known);
+  const bool is_bound_by_arithmetic = known == 0.0 || seconds > kLongStep * costs.min_step_s;
+  if (is_bound_by_arithmetic && plan.num_tokens >= kPromptTokensPerSequence * num_seqs) {
+    const double speed = plan.num_tokens / seconds;
+    known = known == 0.0 ? speed : known + kCostSmoothing * (speed - known);
+  }
   scheduler.set_costs(costs);
 }
 

@@ -89,6 +89,10 @@ void ContiguousKvManager::give_chunk_back(BlockTable& table) {
   free_chunks_[order].insert(start);
 }
 
+std::int32_t ContiguousKvManager::num_blocks_of_whole(const SequenceGroup& group) const {
+  return num_blocks_to_admit(group);
+}
+
 bool ContiguousKvManager::try_admit(SequenceGroup& group, std::int32_t /*headroom*/,
                                     std::vector<BlockCopy>& copies) {
   const Sequence& first = *group.sequences()[0];

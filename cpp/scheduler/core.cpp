@@ -116,9 +116,11 @@ Sequence& SchedulerCore::fork_request(Sequence& parent, std::int32_t num_tokens,
   require_feasible(spec, total);
   Sequence& child = enqueue(spec, std::move(tokens), total);
   // KV is shared only within one salt, and not where the caller wants every position computed.
-  const bool shares = parent.waits_for_ == nullptr && parent.host_table_.num_blocks() == 0 &&
-                      child.group_->salt_ == parent.group_->salt_ && spec.read_prefix_cache;
-  child.num_computed_ = shares ? std::min({num_tokens, parent.num_computed_, total - 1}) : 0;
+  const bool shares = parent.waits_for_ == nullptr && child.group_->salt_ == parent.group_->salt_ &&
+                      spec.read_prefix_cache;
+  const auto num_slots = static_cast<std::int32_t>(parent.table_.num_slots());
+  child.num_computed_ =
+      shares ? std::min({num_tokens, parent.num_computed_, num_slots, total - 1}) : 0;
   child.max_computed_ = child.num_computed_;
   if (child.num_computed_ > 0) {
     kv_->fork(parent, child, pending_copies_);
@@ -264,6 +266,7 @@ void SchedulerCore::hold(Sequence& sequence) {
   SequenceGroup& group = *sequence.group_;
   group.held_.push_back(detach(sequence));
   give_row_back(sequence);
+  sequence.drop_host_tail();
   kv_->on_blocks_filled(sequence);
   sequence.table_.truncate(sequence.num_computed_);
 }

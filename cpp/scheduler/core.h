@@ -81,6 +81,8 @@ class SchedulerCore {
   void schedule_running();
   void schedule_catch_up(SequenceGroup& group);
   void grow_partial(SequenceGroup& group);
+  bool try_make_whole(SequenceGroup& group, std::int32_t headroom);
+  bool lacks_memory_for_partial() const;
   void extend_partially(SequenceGroup& group, std::int32_t num_blocks);
   void set_partial(SequenceGroup& group, bool is_partial);
   static Sequence* only_of(const SequenceGroup& group);
@@ -103,22 +105,29 @@ class SchedulerCore {
   bool make_room(SequenceGroup& group);
   bool make_room_in_quota(SequenceGroup& group);
   bool try_extend(SequenceGroup& group);
+  void break_deadlock(SequenceGroup& group, bool same_tenant);
   void make_way_for_priority();
   bool reclaim_from_waiting(const SequenceGroup* except);
   SequenceGroup* last_victim(const SequenceGroup& group, bool same_tenant) const;
-  // Whether the group gives blocks of its tail and keeps the rest.
+  // Whether the group can give blocks of its tail and keep the rest.
   bool gives_tail(const SequenceGroup& group) const;
-  // Takes at least one block from a running group.
-  void take_from(SequenceGroup& victim, PreemptionCause cause);
+  // Takes blocks from a running group until `num_available` are, where it has so many.
+  void take_from(SequenceGroup& victim, std::int32_t num_available, PreemptionCause cause);
+  void take_one_from(SequenceGroup& victim, PreemptionCause cause) {
+    take_from(victim, kv_->allocator().num_available() + 1, cause);
+  }
   void preempt(SequenceGroup& group, PreemptionCause cause, bool content_is_good);
-  bool try_swap_out(SequenceGroup& group);
-  bool is_swap_cheaper() const;
+  bool try_swap_out(SequenceGroup& group, const KvManager::Tail& tail);
+  bool is_swap_cheaper(const SequenceGroup& group, const KvManager::Tail& tail) const;
   void note_preemption(SequenceGroup& group, PreemptionKind kind, PreemptionCause cause);
   void exceed_capacity(const SequenceGroup& group);
   std::int32_t quota_of(const SequenceGroup& group) const;  // 0: none
   std::int32_t num_blocks_of_tenant(const std::string& tenant) const;
   static std::int32_t num_unique_blocks(const SequenceGroup& group);
+  // Whether its tenant's quota keeps a running group from having room for all its tokens.
+  bool lacks_quota(const SequenceGroup& group) const;
   static bool is_rebuilding(const SequenceGroup& group);
+  static bool has_host_blocks(const SequenceGroup& group);
 
   // introspect.cpp
   void check_queues(std::vector<std::string>& report) const;

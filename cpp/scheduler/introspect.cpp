@@ -148,8 +148,12 @@ void SchedulerCore::check_sequences(std::vector<std::string>& report) const {
   for_each_sequence(groups_, [&](const Sequence& sequence, GroupState state) {
     for (const BlockId block : sequence.table()) ++references[block];
     for (const BlockId block : sequence.host_table_.blocks()) ++host_references[block];
-    const std::int64_t num_slots = state == GroupState::kSwapped ? sequence.host_table_.num_slots()
-                                                                 : sequence.table_.num_slots();
+    const std::int64_t num_slots = sequence.table_.num_slots() + sequence.host_table_.num_slots();
+    const bool may_have_host_blocks = state == GroupState::kSwapped || sequence.group_->is_partial_;
+    if (sequence.host_table_.num_blocks() > 0 && !may_have_host_blocks) {
+      complain("sequence ", sequence.id_, " runs with ", sequence.host_table_.num_blocks(),
+               " blocks on the host");
+    }
     if (sequence.num_computed_ > sequence.num_tokens() || sequence.num_computed_ > num_slots) {
       complain("sequence ", sequence.id_, " of ", sequence.num_tokens(), " tokens counts ",
                sequence.num_computed_, " as computed, its table has ", num_slots, " slots");

@@ -55,25 +55,6 @@ void PagedKvManager::extend_partially(Sequence& sequence, std::int32_t num_block
              copies);
 }
 
-void PagedKvManager::shrink(SequenceGroup& group, std::int32_t num_blocks) {
-  const auto size = [](const auto& sequence) { return sequence->table().size(); };
-  while (allocator_.num_available() < num_blocks) {
-    Sequence& longest = **std::ranges::max_element(group.sequences(), {}, size);
-    BlockTable& blocks = table(longest);
-    const std::int32_t keep = blocks.num_blocks() - 1;
-    if (keep < 0) return;
-    if (longest.num_computed() > keep * block_size_) {
-      on_blocks_filled(longest);
-      register_tail(longest);
-      set_num_computed(longest, keep * block_size_);
-    }
-    num_registered_blocks(longest) = std::min(num_registered_blocks(longest), keep);
-    blocks.truncate(keep * block_size_);
-    set_writable_end(longest, std::min(writable_end(longest), keep * block_size_));
-    mark_changed(longest, keep);
-  }
-}
-
 void PagedKvManager::fork(Sequence& parent, Sequence& child, std::vector<BlockCopy>&) {
   table(child) = table(parent).fork(child.num_computed());
   num_registered_blocks(child) =
@@ -85,26 +66,39 @@ void PagedKvManager::on_blocks_filled(Sequence& sequence) {
   std::int32_t& index = num_registered_blocks(sequence);
   if (!cache_ || index < 0) return;
   BlockTable& blocks = table(sequence);
-  for (; (index + 1) * block_size_ <= sequence.num_computed(); ++index) {
+  const std::int32_t num_full =
+      std::min(sequence.num_computed() / block_size_, blocks.num_blocks());
+  for (; index < num_full; ++index) {
     const BlockId parent = index == 0 ? PrefixCache::kNoParent : blocks.blocks()[index - 1];
+    const BlockId block = blocks.blocks()[index];
     const BlockId known =
-        cache_->insert(parent, sequence.tokens().subspan(index * block_size_, block_size_),
-                       blocks.blocks()[index], sequence.group().salt());
+        cache_->insert(parent, sequence.tokens().subspan(index * block_size_, block_size_), block,
+                       sequence.group().salt());
     if (known < 0) {
       index = -1;
       return;
     }
-    if (known == blocks.blocks()[index]) continue;
-    blocks.replace(index, known);
-    mark_changed(sequence, index);
+    if (known == block) continue;
+    replace(sequence, index, known);
+    // Siblings go on sharing it.
+    for (const auto& sibling : sequence.group().sequences()) {
+      const auto held = sibling->table();
+      if (index < std::ssize(held) && held[index] == block) replace(*sibling, index, known);
+    }
   }
+}
+
+void PagedKvManager::replace(Sequence& sequence, std::int32_t index, BlockId block) {
+  table(sequence).replace(index, block);
+  mark_changed(sequence, index);
 }
 
 void PagedKvManager::register_tail(Sequence& sequence) {
   const std::int32_t num_full = num_registered_blocks(sequence);
   const std::int32_t tail = sequence.num_computed() - num_full * block_size_;
-  if (!cache_ || num_full < 0 || tail <= 0 || tail >= block_size_) return;
   const auto blocks = sequence.table();
+  const bool is_stored = num_full >= 0 && num_full < static_cast<std::int32_t>(blocks.size());
+  if (!cache_ || !is_stored || tail <= 0 || tail >= block_size_) return;
   cache_->insert(num_full == 0 ? PrefixCache::kNoParent : blocks[num_full - 1],
                  sequence.tokens().subspan(num_full * block_size_, tail), blocks[num_full],
                  sequence.group().salt());
@@ -132,7 +126,9 @@ void PagedKvManager::pin_sources(std::span<const BlockCopy> copies) {
 
 void PagedKvManager::end_step() {
   for (const BlockId block : pins_) allocator_.unpin(block);
+  for (const BlockId block : host_pins_) host_.unpin(block);
   pins_.clear();
+  host_pins_.clear();
 }
 
 std::int32_t PagedKvManager::acquire_salt(std::string_view salt) {

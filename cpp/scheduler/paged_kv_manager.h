@@ -29,6 +29,8 @@ class PagedKvManager final : public KvManager {
   std::int32_t min_blocks(std::int32_t prompt_tokens, std::int32_t num_sequences,
                           std::int32_t max_total_tokens) const override;
   std::int32_t num_blocks_to_admit(const SequenceGroup& group) const override;
+  std::int32_t num_blocks_of_whole(const SequenceGroup& group) const override;
+  std::int32_t num_blocks_to_extend(const SequenceGroup& group) const override;
 
   bool try_admit(SequenceGroup& group, std::int32_t headroom,
                  std::vector<BlockCopy>& copies) override;
@@ -37,14 +39,15 @@ class PagedKvManager final : public KvManager {
   bool can_hold_partially() const override { return true; }
   void extend_partially(Sequence& sequence, std::int32_t num_blocks,
                         std::vector<BlockCopy>& copies) override;
-  void shrink(SequenceGroup& group, std::int32_t num_blocks) override;
+  Tail tail_of(const SequenceGroup& group, std::int32_t num_available) const override;
+  void drop(SequenceGroup& group, const Tail& tail) override;
+  bool try_swap_out(SequenceGroup& group, const Tail& tail, std::vector<BlockCopy>& moves) override;
+  bool try_swap_in(SequenceGroup& group, std::int32_t headroom,
+                   std::vector<BlockCopy>& moves) override;
   void fork(Sequence& parent, Sequence& child, std::vector<BlockCopy>& copies) override;
   void on_blocks_filled(Sequence& sequence) override;
   void release(Sequence& sequence, bool content_is_good) override;
   void end_step() override;
-  bool try_swap_out(SequenceGroup& group, std::vector<BlockCopy>& moves) override;
-  bool try_swap_in(SequenceGroup& group, std::int32_t headroom,
-                   std::vector<BlockCopy>& moves) override;
 
   std::int32_t acquire_salt(std::string_view salt) override;
   void release_salt(std::int32_t salt) override;
@@ -75,8 +78,20 @@ class PagedKvManager final : public KvManager {
   void place(Placement& placement, std::vector<BlockCopy>& copies);
   // Full blocks that both sequences can share, leaving each its last token to compute.
   std::int32_t num_shareable_blocks(const Sequence& a, const Sequence& b) const;
-  std::int32_t num_needed_to_swap_in(const SequenceGroup& group) const;
+  std::int32_t num_common_tokens(const Sequence& a, const Sequence& b) const;
+  // Blocks that sequences take before they write into `written`, one entry a writer: each needs a
+  // copy, but the last of a block's holders writes in place.
+  static std::int32_t num_copies_to_write(std::vector<BlockId>& written,
+                                          const BlockAllocator& pool);
+  static std::int32_t num_different(std::vector<BlockId>& blocks);
+
+  // paged_tails.cpp
+  // Keeps the first blocks of a table; what computed tokens the others hold stays findable.
+  void cut(Sequence& sequence, std::int32_t num_kept);
+  static bool has_host_blocks(const SequenceGroup& group);
+  static std::int32_t num_host_blocks(const SequenceGroup& group);  // different ones
   void register_tail(Sequence& sequence);
+  void replace(Sequence& sequence, std::int32_t index, BlockId block);  // by one of equal content
   // Keeps the sources of copies as they are until the copies are done.
   void pin_sources(std::span<const BlockCopy> copies);
 
@@ -85,6 +100,7 @@ class PagedKvManager final : public KvManager {
   BlockAllocator host_;
   std::optional<PrefixCache> cache_;
   std::vector<BlockId> pins_;
+  std::vector<BlockId> host_pins_;
 };
 
 }  // namespace pagedcore

@@ -1,4 +1,4 @@
-// How PagedKvManager places groups that are to run, and how it moves them to the host and back.
+// Where PagedKvManager lets the tokens of groups lie that are to run.
 #include <algorithm>
 #include <utility>
 
@@ -12,9 +12,38 @@ PagedKvManager::PrefixUse PagedKvManager::prefix_use(const SequenceGroup& group)
 }
 
 std::int32_t PagedKvManager::num_blocks_to_admit(const SequenceGroup& group) const {
-  if (group.state() == GroupState::kSwapped) return num_needed_to_swap_in(group);
+  if (has_host_blocks(group)) return num_blocks_to_extend(group);
   std::vector<Placement> placements;
   return plan_placements(group, prefix_use(group), placements);
+}
+
+std::int32_t PagedKvManager::num_blocks_of_whole(const SequenceGroup& group) const {
+  if (group.num_live() == 1) return blocks_for(group.sequences()[0]->num_tokens());
+  std::vector<BlockId> kept;
+  if (has_host_blocks(group)) {
+    for (const auto& sequence : group.sequences()) {
+      kept.insert(kept.end(), sequence->table().begin(), sequence->table().end());
+    }
+    return num_different(kept) + num_blocks_to_extend(group);
+  }
+  std::vector<Placement> placements;
+  plan_placements(group, prefix_use(group), placements);
+  std::int32_t num_new = 0;
+  for (const Placement& placement : placements) {
+    const auto own = placement.sequence->table();
+    const auto& found = placement.match.blocks;
+    num_new += blocks_for(placement.sequence->num_tokens());
+    if (placement.sibling != nullptr) {
+      num_new -= placement.num_shared;
+      continue;
+    }
+    num_new -= static_cast<std::int32_t>(own.size() + found.size());
+    kept.insert(kept.end(), own.begin(), own.end());
+    kept.insert(kept.end(), found.begin(), found.end());
+    const std::size_t first = placement.sequence->num_computed() / block_size_;
+    num_new += first < own.size() && allocator_.ref_count(own[first]) > 1;
+  }
+  return num_new + num_different(kept);
 }
 
 bool PagedKvManager::try_admit(SequenceGroup& group, std::int32_t headroom,
@@ -49,8 +78,10 @@ std::int32_t PagedKvManager::plan_placements(const SequenceGroup& group, PrefixU
   // In lexicographic order the neighbour before shares the longest prefix.
   std::vector<Sequence*> sequences;
   for (const auto& sequence : group.sequences()) sequences.push_back(sequence.get());
-  std::stable_sort(sequences.begin(), sequences.end(), [](const Sequence* a, const Sequence* b) {
-    return std::ranges::lexicographical_compare(a->tokens(), b->tokens());
+  std::stable_sort(sequences.begin(), sequences.end(), [&](const Sequence* a, const Sequence* b) {
+    const std::int32_t num_common = num_common_tokens(*a, *b);
+    return std::ranges::lexicographical_compare(a->tokens().subspan(num_common),
+                                                b->tokens().subspan(num_common));
   });
   Sequence* sibling = nullptr;
   for (Sequence* sequence : sequences) {
@@ -82,15 +113,42 @@ PagedKvManager::Placement PagedKvManager::plan_placement(Sequence& sequence, Seq
 }
 
 std::int32_t PagedKvManager::num_shareable_blocks(const Sequence& a, const Sequence& b) const {
-  const std::size_t limit = std::min(a.tokens().size(), b.tokens().size()) - 1;
-  const auto [end, _] =
-      std::mismatch(a.tokens().begin(), a.tokens().begin() + limit, b.tokens().begin());
-  return static_cast<std::int32_t>(end - a.tokens().begin()) / block_size_;
+  const std::int32_t limit = std::min(a.num_tokens(), b.num_tokens()) - 1;
+  return std::min(num_common_tokens(a, b), limit) / block_size_;
+}
+
+// What both have computed into blocks that they share need not be compared.
+std::int32_t PagedKvManager::num_common_tokens(const Sequence& a, const Sequence& b) const {
+  const auto num_blocks = std::ranges::mismatch(a.table(), b.table()).in1 - a.table().begin();
+  const std::int32_t begin = std::min(
+      {static_cast<std::int32_t>(num_blocks) * block_size_, a.num_computed(), b.num_computed()});
+  const auto rest = a.tokens().subspan(begin);
+  const auto end = std::ranges::mismatch(rest, b.tokens().subspan(begin)).in1;
+  return begin + static_cast<std::int32_t>(end - rest.begin());
+}
+
+std::int32_t PagedKvManager::num_different(std::vector<BlockId>& blocks) {
+  std::ranges::sort(blocks);
+  return static_cast<std::int32_t>(std::unique(blocks.begin(), blocks.end()) - blocks.begin());
+}
+
+std::int32_t PagedKvManager::num_copies_to_write(std::vector<BlockId>& written,
+                                                 const BlockAllocator& pool) {
+  std::int32_t num_copies = 0;
+  std::ranges::sort(written);
+  for (auto first = written.begin(); first != written.end();) {
+    const auto end = std::upper_bound(first, written.end(), *first);
+    const auto num_writers = static_cast<std::int32_t>(end - first);
+    num_copies += std::min(num_writers, pool.ref_count(*first) - 1);
+    first = end;
+  }
+  return num_copies;
 }
 
 std::int32_t PagedKvManager::num_needed(const std::vector<Placement>& placements) const {
   std::int32_t needed = 0;
   std::vector<BlockId> revived;
+  std::vector<BlockId> written;
   for (const Placement& placement : placements) {
     const std::int32_t total = blocks_for(placement.sequence->num_tokens());
     if (placement.sibling != nullptr) {
@@ -101,7 +159,7 @@ std::int32_t PagedKvManager::num_needed(const std::vector<Placement>& placements
     const auto own = placement.sequence->table();
     needed += total - static_cast<std::int32_t>(own.size() + match.blocks.size());
     const std::size_t first = placement.sequence->num_computed() / block_size_;
-    if (first < own.size()) needed += allocator_.ref_count(own[first]) > 1;
+    if (first < own.size()) written.push_back(own[first]);
     for (const BlockId block : match.blocks) {
       if (!allocator_.is_held(block)) revived.push_back(block);
     }
@@ -111,11 +169,7 @@ std::int32_t PagedKvManager::num_needed(const std::vector<Placement>& placements
                 cache_->num_registered_tokens(match.partial_block) > match.partial_tokens;
     }
   }
-  if (placements.size() > 1) {
-    std::ranges::sort(revived);
-    revived.erase(std::unique(revived.begin(), revived.end()), revived.end());
-  }
-  return needed + static_cast<std::int32_t>(revived.size());
+  return needed + num_different(revived) + num_copies_to_write(written, allocator_);
 }
 
 void PagedKvManager::place(Placement& placement, std::vector<BlockCopy>& copies) {
@@ -134,75 +188,6 @@ void PagedKvManager::place(Placement& placement, std::vector<BlockCopy>& copies)
     num_registered_blocks(sequence) += static_cast<std::int32_t>(placement.match.blocks.size());
   }
   PAGEDCORE_CHECK(try_extend(sequence, sequence.num_tokens(), copies));
-}
-
-bool PagedKvManager::try_swap_out(SequenceGroup& group, std::vector<BlockCopy>& moves) {
-  std::unordered_map<BlockId, BlockId> host_of;
-  for (const auto& sequence : group.sequences()) {
-    for (const BlockId block : sequence->table().first(blocks_for(sequence->num_computed()))) {
-      host_of.emplace(block, -1);
-    }
-  }
-  if (static_cast<std::int32_t>(host_of.size()) > host_.num_available()) return false;
-  for (const auto& sequence : group.sequences()) {
-    const std::int32_t num_computed = sequence->num_computed();
-    BlockTable host = make_host_table();
-    for (const BlockId block : sequence->table().first(blocks_for(num_computed))) {
-      BlockId& host_block = host_of[block];
-      if (host_block >= 0) {
-        host.append_shared(host_block);
-        continue;
-      }
-      host_block = *host_.try_allocate();
-      host.append_owned(host_block);
-      moves.push_back({block, host_block});
-    }
-    release(*sequence, true);
-    host_table(*sequence) = std::move(host);
-    set_num_computed(*sequence, num_computed);
-  }
-  return true;
-}
-
-std::int32_t PagedKvManager::num_needed_to_swap_in(const SequenceGroup& group) const {
-  std::int32_t needed = 0;
-  std::unordered_map<BlockId, std::int32_t> writers;  // of each host block
-  for (const auto& sequence : group.sequences()) {
-    const auto host = host_table(std::as_const(*sequence)).blocks();
-    needed += blocks_for(sequence->num_tokens()) - static_cast<std::int32_t>(host.size());
-    for (const BlockId block : host) writers.emplace(block, 0);
-    const std::size_t tail = sequence->num_computed() / block_size_;
-    if (tail < host.size() && sequence->num_tokens() > sequence->num_computed()) {
-      ++writers[host[tail]];
-    }
-  }
-  // One writer of a shared block may be its last holder and writes in place.
-  for (const auto& [block, count] : writers) {
-    needed += 1 + std::max(0, count - (host_.ref_count(block) == count ? 1 : 0));
-  }
-  return needed;
-}
-
-bool PagedKvManager::try_swap_in(SequenceGroup& group, std::int32_t headroom,
-                                 std::vector<BlockCopy>& moves) {
-  if (num_needed_to_swap_in(group) + headroom > allocator_.num_available()) return false;
-  std::unordered_map<BlockId, BlockId> block_of;
-  for (const auto& sequence : group.sequences()) {
-    BlockTable& blocks = table(*sequence);
-    for (const BlockId host_block : host_table(*sequence).blocks()) {
-      const auto [found, is_new] = block_of.try_emplace(host_block, -1);
-      if (!is_new) {
-        blocks.append_shared(found->second);
-        continue;
-      }
-      found->second = *allocator_.try_allocate();
-      blocks.append_owned(found->second);
-      moves.push_back({host_block, found->second});
-    }
-    mark_changed(*sequence, 0);
-  }
-  for (const auto& sequence : group.sequences()) host_table(*sequence).clear();
-  return true;
 }
 
 }  // namespace pagedcore

@@ -132,7 +132,7 @@ void SchedulerCore::schedule_running() {
   }
   for (SequenceGroup* group : catching_up_) {
     if (group->is_partial_) grow_partial(*group);
-    schedule_catch_up(*group);
+    if (group->state_ == GroupState::kRunning) schedule_catch_up(*group);
   }
 }
 
@@ -150,7 +150,7 @@ void SchedulerCore::schedule_catch_up(SequenceGroup& group) {
     total += num_uncomputed(*sequence);
     waits |= sequence->waits_for_ != nullptr;
   }
-  const bool is_whole = (!waits && total <= budget_) || group.num_live() == 1;
+  const bool is_whole = (!waits && !group.is_partial_ && total <= budget_) || group.num_live() == 1;
   for (const auto& sequence : group.sequences_) {
     if (sequence->waits_for_ != nullptr) continue;
     const std::int32_t wanted = num_uncomputed(*sequence) - (is_whole ? 0 : 1);
@@ -160,17 +160,28 @@ void SchedulerCore::schedule_catch_up(SequenceGroup& group) {
   }
 }
 
-// A partial group gets the blocks that nobody else is going to need soon, or all that it lacks.
+// A partial group gets all that it lacks, or as many blocks as nobody else is going to need soon.
 void SchedulerCore::grow_partial(SequenceGroup& group) {
   if (!plan_.preempted.empty()) return;
-  const std::int32_t left_to_others = headroom(&group);
-  if (kv_->try_admit(group, left_to_others, plan_.copies)) return set_partial(group, false);
-  if (running_.size() == 1 && !reclaim_from_waiting(nullptr)) {
-    exceed_capacity(group);
-  }
+  const bool nobody_else_grows = num_partial_ == static_cast<std::int32_t>(running_.size());
+  const std::int32_t left_to_others = nobody_else_grows ? 0 : headroom(&group);
+  const bool needs_quota = lacks_quota(group);
+  if (!needs_quota && try_make_whole(group, left_to_others)) return;
   const std::int32_t spare = kv_->allocator().num_available() - left_to_others;
-  if (spare <= 0) return;
-  extend_partially(group, spare);
+  if (!needs_quota && spare > 0 && group.num_live() == 1 && !has_host_blocks(group)) {
+    return extend_partially(group, spare);
+  }
+  const auto will_give = [&](const SequenceGroup* other) {
+    return !other->is_partial_ && (!needs_quota || other->tenant_ == group.tenant_);
+  };
+  if (std::ranges::none_of(running_, will_give)) break_deadlock(group, needs_quota);
+}
+
+bool SchedulerCore::try_make_whole(SequenceGroup& group, std::int32_t headroom) {
+  if (has_host_blocks(group) && !kv_->try_swap_in(group, headroom, plan_.swap_in)) return false;
+  if (!kv_->try_admit(group, headroom, plan_.copies)) return false;
+  set_partial(group, false);
+  return true;
 }
 
 void SchedulerCore::extend_partially(SequenceGroup& group, std::int32_t num_blocks) {
@@ -203,12 +214,19 @@ std::int32_t SchedulerCore::headroom(const SequenceGroup* except) const {
       std::min<std::int64_t>((growth + kv_->block_size() - 1) / kv_->block_size(), limit));
 }
 
+bool SchedulerCore::lacks_memory_for_partial() const {
+  const auto lacks_memory = [&](const SequenceGroup* group) {
+    return group->is_partial_ && !lacks_quota(*group);
+  };
+  return num_partial_ > 0 && std::ranges::any_of(running_, lacks_memory);
+}
+
 SequenceGroup* SchedulerCore::next_to_admit() {
   const auto is_within_quota = [&](const SequenceGroup& group) {
     const std::int32_t quota = quota_of(group);
     if (quota == 0) return true;
     const std::int32_t taken = num_blocks_of_tenant(group.tenant_);
-    if (taken + kv_->num_blocks_to_admit(group) <= quota) return true;
+    if (taken + kv_->num_blocks_of_whole(group) <= quota) return true;
     if (taken == 0) exceed_capacity(group);
     return false;
   };
@@ -228,7 +246,7 @@ void SchedulerCore::admit() {
   while (budget_ > 0) {
     SequenceGroup* group = next_to_admit();
     if (group == nullptr || !fits_seqs(*group)) return;
-    if (num_partial_ > 0 && running_.back()->priority_ <= group->priority_) return;
+    if (lacks_memory_for_partial() && running_.back()->priority_ <= group->priority_) return;
     if (try_run(*group, headroom(nullptr))) {
       schedule_catch_up(*group);
       continue;
@@ -245,8 +263,11 @@ void SchedulerCore::admit() {
 
 bool SchedulerCore::try_run(SequenceGroup& group, std::int32_t headroom) {
   if (group.state_ == GroupState::kSwapped) {
-    if (!kv_->try_swap_in(group, headroom, plan_.swap_in)) return false;
-    PAGEDCORE_CHECK(try_extend(group), "request ", group.request_id_);
+    const std::int32_t limit = kv_->allocator().num_available() - headroom;
+    if (kv_->num_blocks_to_admit(group) > limit) return false;
+    PAGEDCORE_CHECK(kv_->try_swap_in(group, headroom, plan_.swap_in) &&
+                        kv_->try_admit(group, headroom, plan_.copies),
+                    "request ", group.request_id_);
   } else if (!kv_->try_admit(group, headroom, plan_.copies)) {
     return false;
   }

@@ -1,5 +1,6 @@
 // Who gives way when blocks run out, and how.
 #include <algorithm>
+#include <limits>
 
 #include "cpp/scheduler/core.h"
 #include "pagedcore/error.h"
@@ -22,11 +23,11 @@ bool SchedulerCore::make_room(SequenceGroup& group) {
   while (!try_extend(group)) {
     if (reclaim_from_waiting(nullptr)) continue;
     if (SequenceGroup* victim = last_victim(group, false)) {
-      take_from(*victim, PreemptionCause::kMemory);
+      take_one_from(*victim, PreemptionCause::kMemory);
     } else if (running_.back() != &group) {
       return false;  // those behind came in this very step
     } else if (running_.size() > 1 && gives_tail(group)) {
-      set_partial(group, true);  // waits for blocks with those that it has
+      set_partial(group, true);  // waits for blocks, and keeps those that it has
       return false;
     } else if (running_.size() > 1) {
       preempt(group, PreemptionCause::kMemory, plan_.copies.size() == num_copies);
@@ -42,17 +43,16 @@ bool SchedulerCore::make_room(SequenceGroup& group) {
 bool SchedulerCore::make_room_in_quota(SequenceGroup& group) {
   const std::int32_t quota = quota_of(group);
   if (quota == 0) return true;
-  while (num_blocks_of_tenant(group.tenant_) + group.num_live() > quota) {
+  const std::int32_t needed = kv_->num_blocks_to_extend(group);
+  while (num_blocks_of_tenant(group.tenant_) + needed > quota) {
     if (SequenceGroup* victim = last_victim(group, true)) {
-      take_from(*victim, PreemptionCause::kQuota);
-    } else if (num_unique_blocks(group) + 1 > quota) {
+      take_one_from(*victim, PreemptionCause::kQuota);
+    } else if (num_unique_blocks(group) + needed > quota) {
       exceed_capacity(group);
       return false;
-    } else if (num_blocks_of_tenant(group.tenant_) > num_unique_blocks(group)) {
+    } else {
       preempt(group, PreemptionCause::kQuota, true);
       return false;
-    } else {
-      return true;  // alone, and num_live() was a cautious estimate
     }
   }
   return true;
@@ -68,6 +68,22 @@ SequenceGroup* SchedulerCore::last_victim(const SequenceGroup& group, bool same_
   return nullptr;
 }
 
+// REQUIRES: `group` is partial, and no whole group runs that could end and leave it blocks (of its
+// tenant's quota, where that is what it lacks).
+void SchedulerCore::break_deadlock(SequenceGroup& group, bool same_tenant) {
+  if (!plan_.swap_in.empty()) return;  // blocks may have to move the other way
+  const auto concerns = [&](const SequenceGroup* other) {
+    return !same_tenant || other->tenant_ == group.tenant_;
+  };
+  if (*std::ranges::find_if(running_, concerns) != &group) return;  // the first one sees to it
+  if (SequenceGroup* victim = last_victim(group, same_tenant)) {
+    take_one_from(*victim, same_tenant ? PreemptionCause::kQuota : PreemptionCause::kMemory);
+  } else if (std::ranges::count_if(running_, concerns) == 1 && !reclaim_from_waiting(nullptr)) {
+    // It may need less where it starts anew; admission finds out, and ends it if not.
+    preempt(group, PreemptionCause::kMemory, false);
+  }
+}
+
 bool SchedulerCore::reclaim_from_waiting(const SequenceGroup* except) {
   for (auto it = waiting_.rbegin(); num_waiting_holders_ > 0 && it != waiting_.rend(); ++it) {
     SequenceGroup& group = *it->second;
@@ -80,39 +96,39 @@ bool SchedulerCore::reclaim_from_waiting(const SequenceGroup* except) {
 }
 
 bool SchedulerCore::gives_tail(const SequenceGroup& group) const {
-  return config_.tail_preemption && kv_->can_hold_partially() && group.num_live() == 1 &&
-         (group.is_partial_ || !is_swap_cheaper());
+  return config_.tail_preemption && kv_->can_hold_partially() && !is_rebuilding(group);
 }
 
-void SchedulerCore::take_from(SequenceGroup& victim, PreemptionCause cause) {
-  if (!gives_tail(victim)) {
-    preempt(victim, cause, true);
-    return;
+void SchedulerCore::take_from(SequenceGroup& victim, std::int32_t num_available,
+                              PreemptionCause cause) {
+  if (!gives_tail(victim)) return preempt(victim, cause, true);
+  const KvManager::Tail tail = kv_->tail_of(victim, num_available);
+  const bool keeps_blocks = std::ranges::any_of(tail.num_kept, [](auto num) { return num > 0; });
+  if (!keeps_blocks) return preempt(victim, cause, true);
+  PreemptionKind kind = PreemptionKind::kSwap;
+  if (!try_swap_out(victim, tail)) {
+    kind = PreemptionKind::kTail;
+    counters_.preempted_tokens += tail.num_tokens;
+    kv_->drop(victim, tail);
   }
-  Sequence& sequence = *victim.sequences_[0];
-  const std::int32_t before = sequence.num_computed_;
-  kv_->shrink(victim, kv_->allocator().num_available() + 1);
-  counters_.preempted_tokens += before - sequence.num_computed_;
-  if (sequence.table().empty()) {
-    preempt(victim, cause, true);
-    return;
-  }
-  if (victim.preempted_step_ < victim.admitted_step_ || !victim.is_partial_) {
-    note_preemption(victim, PreemptionKind::kTail, cause);
-  }
+  const bool is_noted = victim.is_partial_ && victim.preempted_step_ >= victim.admitted_step_ &&
+                        victim.last_preemption_ == kind;
+  if (!is_noted && tail.num_tokens > 0) note_preemption(victim, kind, cause);
   set_partial(victim, true);
   plan_.preempted.push_back(victim.request_id_);
 }
 
 void SchedulerCore::preempt(SequenceGroup& group, PreemptionCause cause, bool content_is_good) {
-  const bool can_swap = content_is_good && !group.is_partial_ && is_swap_cheaper();
+  constexpr std::int32_t kAll = std::numeric_limits<std::int32_t>::max();
   const bool was_partial = group.is_partial_;
+  const KvManager::Tail everything = kv_->tail_of(group, kAll);
   remove_from_queue(group);
-  if (can_swap && try_swap_out(group)) {
+  if (content_is_good && try_swap_out(group, everything)) {
+    for (const auto& sequence : group.sequences_) give_row_back(*sequence);
     note_preemption(group, PreemptionKind::kSwap, cause);
     group.state_ = GroupState::kSwapped;
   } else {
-    counters_.preempted_tokens += std::int64_t{num_unique_blocks(group)} * kv_->block_size();
+    counters_.preempted_tokens += everything.num_tokens;
     for (const auto& sequence : group.sequences_) release_blocks(*sequence, content_is_good);
     if (!was_partial) note_preemption(group, PreemptionKind::kRecompute, cause);
     group.state_ = GroupState::kPreempted;
@@ -121,7 +137,15 @@ void SchedulerCore::preempt(SequenceGroup& group, PreemptionCause cause, bool co
   if (plan_is_open_) plan_.preempted.push_back(group.request_id_);
 }
 
-bool SchedulerCore::is_swap_cheaper() const {
+bool SchedulerCore::try_swap_out(SequenceGroup& group, const KvManager::Tail& tail) {
+  // What lies on the host already stays good only where what is before it does.
+  const bool wants_swap =
+      has_host_blocks(group) || (tail.num_blocks > 0 && is_swap_cheaper(group, tail));
+  return wants_swap && !is_rebuilding(group) && plan_.swap_in.empty() &&
+         kv_->try_swap_out(group, tail, plan_.swap_out);
+}
+
+bool SchedulerCore::is_swap_cheaper(const SequenceGroup& group, const KvManager::Tail& tail) const {
   switch (config_.preemption_mode) {
     case PreemptionMode::kRecompute:
       return false;
@@ -130,14 +154,14 @@ bool SchedulerCore::is_swap_cheaper() const {
     case PreemptionMode::kAuto:
       break;
   }
-  if (costs_.prefill_tokens_per_s <= 0 || costs_.swap_blocks_per_s <= 0) return false;
-  return 2 / costs_.swap_blocks_per_s < kv_->block_size() / costs_.prefill_tokens_per_s;
-}
-
-bool SchedulerCore::try_swap_out(SequenceGroup& group) {
-  if (is_rebuilding(group) || !kv_->try_swap_out(group, plan_.swap_out)) return false;
-  for (const auto& sequence : group.sequences_) give_row_back(*sequence);
-  return true;
+  std::int64_t num_lost_before = 0;
+  for (const auto& sequence : group.sequences_) {
+    num_lost_before += std::max(0, sequence->max_computed_ - sequence->num_computed_);
+  }
+  const std::int32_t num_decoding = num_running_seqs_ - group.num_live();
+  return costs_.swap_seconds(tail.num_blocks) <
+         costs_.recompute_seconds(num_lost_before + tail.num_lost_tokens, num_decoding) -
+             costs_.recompute_seconds(num_lost_before, num_decoding);
 }
 
 void SchedulerCore::note_preemption(SequenceGroup& group, PreemptionKind kind,
@@ -168,7 +192,11 @@ void SchedulerCore::make_way_for_priority() {
   }
   if (needed > reachable_blocks || head->num_sequences_ > reachable_seqs) return;
   while (!fits(needed) && !running_.empty() && running_.back()->priority_ > head->priority_) {
-    preempt(*running_.back(), PreemptionCause::kPriority, true);
+    if (fits_seqs(*head)) {
+      take_from(*running_.back(), needed, PreemptionCause::kPriority);
+    } else {
+      preempt(*running_.back(), PreemptionCause::kPriority, true);
+    }
   }
   // A swap-in never shares a step with a swap-out.
   const bool may_move = head->state_ != GroupState::kSwapped || plan_.swap_out.empty();
@@ -178,16 +206,22 @@ void SchedulerCore::make_way_for_priority() {
 void SchedulerCore::abandon() {
   PAGEDCORE_REQUIRE(plan_is_open_, "abandon: there is no plan to abandon");
   std::vector<SequenceGroup*> touched;
-  const auto waits_for_copy = [&](const auto& sequence) {
-    return std::ranges::any_of(plan_.copies, [&](const BlockCopy& copy) {
-      return std::ranges::find(sequence->table(), copy.dst) != sequence->table().end();
+  const auto has_target = [](const std::vector<BlockCopy>& moves, std::span<const BlockId> blocks) {
+    return std::ranges::any_of(moves, [&](const BlockCopy& move) {
+      return std::ranges::find(blocks, move.dst) != blocks.end();
+    });
+  };
+  const auto waits_for_moves = [&](const SequenceGroup& group) {
+    return std::ranges::any_of(group.sequences_, [&](const auto& sequence) {
+      return has_target(plan_.copies, sequence->table()) ||
+             has_target(plan_.swap_in, sequence->table()) ||
+             has_target(plan_.swap_out, sequence->host_table_.blocks());
     });
   };
   for (SequenceGroup* group : running_) {
     const bool is_planned = std::ranges::any_of(
         plan_.spans, [&](const Span& span) { return &span.sequence->group() == group; });
-    if (is_planned || group->admitted_step_ == step_ ||
-        std::ranges::any_of(group->sequences_, waits_for_copy)) {
+    if (is_planned || group->admitted_step_ == step_ || waits_for_moves(*group)) {
       touched.push_back(group);
     }
   }
@@ -199,7 +233,7 @@ void SchedulerCore::abandon() {
     resumed_.emplace(key(*group), group);
   }
   for (const auto& [_, group] : resumed_) {
-    if (group->state_ != GroupState::kSwapped || group->preempted_step_ != step_) continue;
+    if (group->state_ != GroupState::kSwapped || !waits_for_moves(*group)) continue;
     for (const auto& sequence : group->sequences_) kv_->release(*sequence, false);
     group->state_ = GroupState::kPreempted;
   }
@@ -221,6 +255,14 @@ std::int32_t SchedulerCore::quota_of(const SequenceGroup& group) const {
   return quota == quotas_.end() ? 0 : quota->second;
 }
 
+bool SchedulerCore::lacks_quota(const SequenceGroup& group) const {
+  const std::int32_t quota = quota_of(group);
+  if (quota == 0) return false;
+  const std::int32_t taken_by_others =
+      num_blocks_of_tenant(group.tenant_) - num_unique_blocks(group);
+  return taken_by_others + kv_->num_blocks_of_whole(group) > quota;
+}
+
 std::int32_t SchedulerCore::num_blocks_of_tenant(const std::string& tenant) const {
   std::int32_t num_blocks = 0;
   for (const SequenceGroup* group : running_) {
@@ -239,6 +281,12 @@ std::int32_t SchedulerCore::num_unique_blocks(const SequenceGroup& group) {
   return static_cast<std::int32_t>(std::unique(blocks.begin(), blocks.end()) - blocks.begin());
 }
 
+bool SchedulerCore::has_host_blocks(const SequenceGroup& group) {
+  return std::ranges::any_of(group.sequences_, [](const auto& sequence) {
+    return sequence->host_table_.num_blocks() > 0;
+  });
+}
+
 bool SchedulerCore::is_rebuilding(const SequenceGroup& group) {
   return std::ranges::any_of(group.sequences_,
                              [](const auto& sequence) { return sequence->waits_for_ != nullptr; });
@@ -251,6 +299,18 @@ void SchedulerCore::set_tenant_quota(std::string_view tenant, std::int32_t num_b
   } else {
     quotas_[std::string(tenant)] = num_blocks;
   }
+}
+
+double PreemptionCosts::swap_seconds(std::int32_t num_blocks) const {
+  if (swap_blocks_per_s <= 0) return std::numeric_limits<double>::infinity();
+  return 2 * num_blocks / swap_blocks_per_s;
+}
+
+double PreemptionCosts::recompute_seconds(std::int64_t num_tokens,
+                                          std::int32_t num_decoding) const {
+  if (prefill_tokens_per_s <= 0) return 0;
+  const double num_free = std::max(0.0, min_step_s * prefill_tokens_per_s - num_decoding);
+  return std::max(0.0, static_cast<double>(num_tokens) - num_free) / prefill_tokens_per_s;
 }
 
 void SchedulerCore::set_costs(const PreemptionCosts& costs) { costs_ = costs; }

@@ -1,5 +1,6 @@
 #include "pagedcore/sequence.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace pagedcore {
@@ -12,5 +13,11 @@ Sequence::Sequence(SequenceId id, SequenceGroup& group, std::vector<TokenId> tok
       num_prompt_tokens_(num_prompt_tokens),
       table_(std::move(table)),
       host_table_(std::move(host_table)) {}
+
+void Sequence::drop_host_tail() {
+  const std::int64_t num_stored = table_.num_slots();
+  num_computed_ = static_cast<std::int32_t>(std::min<std::int64_t>(num_computed_, num_stored));
+  host_table_.clear();
+}
 
 }  // namespace pagedcore

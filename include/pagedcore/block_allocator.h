@@ -43,6 +43,7 @@ class PAGEDCORE_API BlockAllocator {
 
   std::int32_t ref_count(BlockId block) const { return blocks_[block].refs; }
   bool is_held(BlockId block) const { return blocks_[block].refs > 0 || blocks_[block].pins > 0; }
+  bool is_pinned(BlockId block) const { return blocks_[block].pins > 0; }
   bool is_reusable(BlockId block) const { return blocks_[block].reusable; }
 
   // Takes a free block, else evicts the least recently released cached one; its one reference is

@@ -33,6 +33,7 @@ class PAGEDCORE_API ContiguousKvManager final : public KvManager {
   std::int32_t min_blocks(std::int32_t prompt_tokens, std::int32_t num_sequences,
                           std::int32_t max_total_tokens) const override;
   std::int32_t num_blocks_to_admit(const SequenceGroup& group) const override;
+  std::int32_t num_blocks_of_whole(const SequenceGroup& group) const override;
   bool try_admit(SequenceGroup& group, std::int32_t headroom,
                  std::vector<BlockCopy>& copies) override;
   bool try_extend(Sequence& sequence, std::int32_t num_tokens,

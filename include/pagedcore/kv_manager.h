@@ -33,8 +33,14 @@ class PAGEDCORE_API KvManager {
   // request that needs more than the pool is refused.
   virtual std::int32_t min_blocks(std::int32_t prompt_tokens, std::int32_t num_sequences,
                                   std::int32_t max_total_tokens) const = 0;
-  // Available blocks that try_admit(), or try_swap_in() of a swapped group, would take.
+  // Available blocks that a group takes until it has room for all its tokens, those in host blocks
+  // included.
   virtual std::int32_t num_blocks_to_admit(const SequenceGroup& group) const = 0;
+
+  // Different blocks of a group once it has room for all its tokens.
+  virtual std::int32_t num_blocks_of_whole(const SequenceGroup& group) const = 0;
+  // Available blocks that try_extend() of all its sequences takes.
+  virtual std::int32_t num_blocks_to_extend(const SequenceGroup&) const { return 0; }
 
   // Gives a group that does not run blocks for all its tokens and leaves `headroom` blocks
   // available. May raise num_computed of its sequences. All or nothing.
@@ -47,9 +53,32 @@ class PAGEDCORE_API KvManager {
   virtual bool can_hold_partially() const { return false; }
   // try_extend() for as many tokens as at most `num_blocks` of the available blocks allow.
   virtual void extend_partially(Sequence&, std::int32_t /*num_blocks*/, std::vector<BlockCopy>&) {}
-  // Drops blocks from the tails of a group's tables until `num_blocks` are available or none is
-  // left, and lowers num_computed to what stays. REQUIRES: the group's content is good.
-  virtual void shrink(SequenceGroup&, std::int32_t /*num_blocks*/) {}
+
+  // The last blocks of a group's tables. A block that several of its sequences hold is taken from
+  // all of them or from none.
+  struct Tail {
+    std::vector<std::int32_t> num_kept;  // blocks that stay, of each of the group's sequences
+    std::int32_t num_blocks = 0;         // taken that hold tokens
+    std::int64_t num_tokens = 0;         // in these
+    std::int64_t num_lost_tokens = 0;    // of these: in blocks that the group alone holds
+  };
+  // The shortest tail without which `num_available` blocks are available; all blocks where none
+  // suffices.
+  virtual Tail tail_of(const SequenceGroup&, std::int32_t /*num_available*/) const { return {}; }
+  // Gives the tail up, and what lies in host blocks behind it; lowers num_computed to what stays.
+  // REQUIRES, as try_swap_out() does: the group's content is good and it is not rebuilding.
+  virtual void drop(SequenceGroup&, const Tail&) {}
+  // Moves the tail to host blocks, before those that lie there already; num_computed stays. All or
+  // nothing. A manager without swap space refuses.
+  virtual bool try_swap_out(SequenceGroup&, const Tail&, std::vector<BlockCopy>& /*moves*/) {
+    return false;
+  }
+  // Moves everything back from the host, where `headroom` blocks stay available. All or nothing.
+  virtual bool try_swap_in(SequenceGroup&, std::int32_t /*headroom*/,
+                           std::vector<BlockCopy>& /*moves*/) {
+    return false;
+  }
+
   // `child` is new; it gets the first num_computed(child) tokens of `parent`.
   virtual void fork(Sequence& parent, Sequence& child, std::vector<BlockCopy>& copies) = 0;
   // Tokens of a prompt, or of a sequence that was preempted, were computed, or a sequence is held.
@@ -61,13 +90,6 @@ class PAGEDCORE_API KvManager {
   // The step's moves and copies are done.
   virtual void end_step() {}
 
-  // Moves a group's blocks to host blocks and back, every shared block once; num_computed stays.
-  // All or nothing. A manager without swap space refuses.
-  virtual bool try_swap_out(SequenceGroup&, std::vector<BlockCopy>&) { return false; }
-  virtual bool try_swap_in(SequenceGroup&, std::int32_t /*headroom*/, std::vector<BlockCopy>&) {
-    return false;
-  }
-
   virtual std::int32_t acquire_salt(std::string_view) { return 0; }
   virtual void release_salt(std::int32_t) {}
   virtual std::vector<std::string> check_invariants() const = 0;
@@ -77,6 +99,7 @@ class PAGEDCORE_API KvManager {
   static BlockTable& table(Sequence& s) { return s.table_; }
   static BlockTable& host_table(Sequence& s) { return s.host_table_; }
   static const BlockTable& host_table(const Sequence& s) { return s.host_table_; }
+  static void drop_host_tail(Sequence& s) { s.drop_host_tail(); }
   static void set_num_computed(Sequence& s, std::int32_t n) { s.num_computed_ = n; }
   static std::int32_t writable_end(const Sequence& s) { return s.writable_end_; }
   static void set_writable_end(Sequence& s, std::int32_t n) { s.writable_end_ = n; }

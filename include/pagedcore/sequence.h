@@ -16,7 +16,8 @@ class SequenceGroup;
 
 // One stream of tokens with its own block table. Made and changed by the scheduler only; callers
 // read it. A reference stays good until the sequence is finished or its request aborted.
-// Invariant: num_computed <= num_tokens, and the table of a running sequence reaches num_computed.
+// Invariant: num_computed <= num_tokens; the table, and behind it the blocks that lie on the host,
+// reach num_computed.
 class PAGEDCORE_API Sequence {
  public:
   Sequence(SequenceId id, SequenceGroup& group, std::vector<TokenId> tokens,
@@ -44,6 +45,9 @@ class PAGEDCORE_API Sequence {
   friend class KvManager;
   friend class SchedulerCore;
 
+  // Counts the tokens in host blocks as not computed, and gives the blocks up.
+  void drop_host_tail();
+
   std::vector<TokenId> tokens_;
   std::int32_t num_computed_ = 0;
   // Positions below are in blocks that this table alone may write; the slow path begins here.
@@ -60,13 +64,18 @@ class PAGEDCORE_API Sequence {
   std::int32_t num_prompt_tokens_;
   std::int32_t num_registered_blocks_ = 0;  // that the prefix cache knows; -1: none may follow
   BlockTable table_;
-  BlockTable host_table_;  // where the tokens lie while the group is swapped out
+  BlockTable host_table_;  // where the tokens behind the table's lie after a swap
 };
 
 enum class GroupState : std::int8_t { kWaiting, kRunning, kPreempted, kSwapped, kFinished };
 
 // How a group lost blocks, and for whom.
-enum class PreemptionKind : std::int8_t { kNone, kTail, kRecompute, kSwap };
+enum class PreemptionKind : std::int8_t {
+  kNone,
+  kTail,       // its last blocks, computed again
+  kRecompute,  // all blocks, computed again
+  kSwap,       // its last blocks or all, moved to host blocks and back
+};
 enum class PreemptionCause : std::int8_t {
   kNone,
   kMemory,    // an earlier group had to grow

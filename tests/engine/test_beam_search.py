@@ -119,7 +119,7 @@ def test_beams_are_the_same_under_every_schedule(options):
     engine = check("llama_grouped_queries", 5, cases, **options)
     stats = engine.stats()
     if options.get("num_blocks") == 22:
-        assert stats.num_recompute_preemptions > 0
+        assert stats.num_tail_preemptions > 0 and stats.num_recomputed_tokens > 0
 
 
 def test_a_fork_copies_at_most_one_block():

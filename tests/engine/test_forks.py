@@ -278,12 +278,19 @@ def test_priority_and_tenants_do_not_change_answers():
     assert is_empty(engine)
 
 
+@pytest.mark.parametrize("caching", [True, False])
+@pytest.mark.parametrize("block_size", [1, 4])
 @pytest.mark.parametrize("mode", ["recompute", "swap", "auto"])
-def test_groups_survive_every_kind_of_preemption(mode):
+def test_groups_survive_every_kind_of_preemption(mode, block_size, caching):
     config, _ = MODEL
-    block_bytes = config.num_layers * 2 * config.num_kv_heads * config.head_dim * 4 * 4
-    swap_space = 0 if mode == "recompute" else 40 * block_bytes
-    engine = engine_of(num_blocks=40, preemption_mode=mode, swap_space_bytes=swap_space)
+    token_bytes = config.num_layers * 2 * config.num_kv_heads * config.head_dim * 4
+    engine = engine_of(
+        num_blocks=160 // block_size,
+        block_size=block_size,
+        enable_prefix_caching=caching,
+        preemption_mode=mode,
+        swap_space_bytes=0 if mode == "recompute" else 640 * token_bytes,  # room for all
+    )
     forms = [
         {"n": 3, "temperature": 1.0, "seed": 1},
         {"beam_width": 3, "n": 3},
@@ -295,7 +302,8 @@ def test_groups_survive_every_kind_of_preemption(mode):
     ids = [engine.add_request(p, params(**form)) for p, form in requests]
     outputs = run(engine)
     stats = engine.stats()
-    assert stats.num_recompute_preemptions + stats.num_swap_preemptions > 0
+    assert stats.num_tail_preemptions + stats.num_swap_preemptions > 0
+    assert mode != "recompute" or stats.num_recomputed_tokens > 0
     assert mode != "swap" or stats.num_swapped_in_blocks == stats.num_swapped_out_blocks > 0
     for request, (prompt, form) in zip(ids, requests):
         other = engine_of(num_blocks=200)

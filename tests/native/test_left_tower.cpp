@@ -36,7 +36,10 @@ class FakeEngine {
  public:
   FakeEngine(const SchedulerConfig& config, unsigned seed) : scheduler_(config), random_(seed) {
     scheduler_.set_tenant_quota("poor", config.num_blocks / 2);
-    scheduler_.set_costs({.prefill_tokens_per_s = 100, .swap_blocks_per_s = 100});
+    // One block costs as much to move as to compute, and a few tokens ride along free.
+    scheduler_.set_costs({.prefill_tokens_per_s = 100,
+                          .swap_blocks_per_s = 200.0 / config.block_size,
+                          .min_step_s = seed % 2 * 0.1});
   }
 
   void add_request() {

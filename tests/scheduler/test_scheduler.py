@@ -164,6 +164,135 @@ def test_only_the_tail_of_the_victim_is_taken():
     assert (victim.num_computed, len(victim.table)) == (8, 2)
 
 
+def group_under_pressure(num_branches=2, **options):
+    """An old request that grows, and a group of siblings with a common prompt of ten tokens."""
+    scheduler = scheduler_of(**{"num_blocks": 12, "partial_admission": False} | options)
+    older = scheduler.add(list(range(500, 516)), request_id=1)
+    parent = scheduler.add(list(range(10)), request_id=2, num_sequences=num_branches)
+    run(scheduler)
+    members = [parent]
+    for token in range(1, num_branches):
+        members.append(scheduler.fork(parent.id, 10))
+        scheduler.append_token(members[-1].id, 100 + token)
+    return scheduler, older, members
+
+
+def run_until_preempted(scheduler):
+    while not (plan := run(scheduler)).preempted:
+        pass
+    return plan
+
+
+def kinds_of_preemptions(scheduler, sequence, count):
+    kinds = []
+    while len(kinds) < count:
+        run(scheduler)
+        if sequence.num_preemptions > len(kinds):
+            kinds.append(sequence.last_preemption)
+    return kinds
+
+
+def run_until_abreast(scheduler, count):
+    """The spans of all steps until `count` sequences reach their ends in one."""
+    steps = [run(scheduler).spans]
+    while sum(s.reaches_end for s in steps[-1]) < count:
+        steps.append(run(scheduler).spans)
+        assert len(steps) < 50
+    return [span for step in steps for span in step]
+
+
+@pytest.mark.parametrize("caching", [True, False])
+def test_only_the_tails_of_a_group_are_taken_and_its_sharing_stays(caching):
+    scheduler, older, members = group_under_pressure(3, enable_prefix_caching=caching)
+    before = [m.table for m in members]
+    while not scheduler.stats().preempted_tokens:  # blocks without tokens go first
+        run(scheduler)
+    assert members[0].last_preemption == PreemptionKind.TAIL
+    assert all(m.state == GroupState.RUNNING for m in members)
+    lost = [m for m in members if m.num_computed < m.num_tokens - 1]
+    assert len(lost) == 1 and lost[0].num_computed == 4 * len(lost[0].table)
+    assert all(m.table[:2] == b[:2] for m, b in zip(members, before))
+    num_lost = lost[0].num_tokens - 1 - lost[0].num_computed
+    assert scheduler.stats().preempted_tokens == num_lost
+    scheduler.finish(older.id)
+    spans = run_until_abreast(scheduler, 3)
+    assert sum(s.query_len for s in spans) == num_lost + 3
+    assert scheduler.stats().recomputed_tokens == num_lost
+    assert len({m.num_tokens for m in members}) == 1
+    assert len({m.table[0] for m in members}) == 1
+
+
+def test_a_block_that_siblings_share_is_taken_from_all_and_computed_once():
+    scheduler = scheduler_of(num_blocks=7, partial_admission=False, enable_prefix_caching=False)
+    older = scheduler.add(list(range(500, 508)), request_id=1)
+    parent = scheduler.add(list(range(16)), request_id=2, num_sequences=2)
+    run(scheduler)
+    child = scheduler.fork(parent.id, 16)
+    scheduler.append_token(child.id, 8)
+    run_until_preempted(scheduler)
+    while len(parent.table) > 3:
+        run(scheduler)
+    assert parent.table == child.table and parent.num_computed == child.num_computed == 12
+    scheduler.finish(older.id)
+    spans = run_until_abreast(scheduler, 2)
+    assert parent.table[:4] == child.table[:4]
+    assert sum(s.query_len for s in spans) <= 4 + 2 * 2
+
+
+def test_the_tails_of_a_group_are_swapped_out_and_back_where_the_mode_is_swap():
+    scheduler, older, members = group_under_pressure(
+        3, num_host_blocks=8, preemption_mode=PreemptionMode.SWAP
+    )
+    tables = [m.table for m in members]
+    computed = [m.num_computed for m in members]
+    while not (plan := run(scheduler)).swap_out:
+        tables = [m.table for m in members]
+        computed = [m.num_computed for m in members]
+    assert members[0].last_preemption == PreemptionKind.SWAP
+    assert [len(plan.swap_out), plan.swap_in] == [1, []]
+    [(source, target)] = plan.swap_out
+    [loser] = [i for i, t in enumerate(tables) if t[-1] == source]
+    hosts = {s.id: s.host_table for s in scheduler.kv_map().sequences}
+    assert [hosts[m.id] for m in members] == [[target] if i == loser else [] for i in range(3)]
+    assert [m.num_computed for m in members] == computed
+    scheduler.finish(older.id)
+    back = run(scheduler)
+    assert [source for source, _ in back.swap_in] == [target]
+    assert members[loser].table[len(tables[loser]) - 1] == back.swap_in[0][1]
+    assert [s.context_len for s in back.spans] == computed
+    stats = scheduler.stats()
+    assert (stats.recomputed_tokens, stats.host_blocks_used) == (0, 0)
+
+
+def test_a_tail_is_dropped_where_no_host_block_is_left():
+    scheduler, older, members = group_under_pressure(
+        3, num_host_blocks=1, preemption_mode=PreemptionMode.SWAP
+    )
+    kinds = kinds_of_preemptions(scheduler, members[0], 2)
+    assert kinds == [PreemptionKind.SWAP, PreemptionKind.TAIL]
+    assert scheduler.stats().host_blocks_used == 0
+    scheduler.finish(older.id)
+    run_until_abreast(scheduler, 3)
+
+
+def test_what_a_file_held_is_served_to_no_one_even_after_a_swap():
+    scheduler = scheduler_of(
+        num_blocks=6, num_host_blocks=8, preemption_mode=PreemptionMode.SWAP, tail_preemption=False
+    )
+    older = scheduler.add(list(range(500, 509)), request_id=1)
+    run(scheduler)
+    tokens = list(range(10))
+    restored = scheduler.restore(tokens[:6], tokens, 9, request_id=2)
+    run_until_preempted(scheduler)
+    assert restored.state == GroupState.SWAPPED
+    scheduler.finish(older.id)
+    run(scheduler)
+    assert restored.num_computed > 9
+    scheduler.finish(restored.id)
+    scheduler.add(tokens, request_id=3)
+    assert spans(run(scheduler)) == [(3, 0, 10, True)]
+
+
 def test_the_newest_waits_for_a_block_without_losing_any():
     scheduler = scheduler_of(num_blocks=6)
     scheduler.add(list(range(9)), request_id=1)
@@ -180,6 +309,7 @@ def test_swap_moves_every_shared_block_once_and_back():
         num_blocks=8,
         num_host_blocks=8,
         preemption_mode=PreemptionMode.SWAP,
+        tail_preemption=False,
         partial_admission=False,
         enable_prefix_caching=False,
     )
@@ -219,13 +349,90 @@ def test_auto_takes_what_the_measured_costs_make_cheaper():
         assert victim.last_preemption == kind
 
 
+PRICES = {
+    "a fast bus": ({"prefill_tokens_per_s": 1.0, "swap_blocks_per_s": 1e9}, True),
+    "a slow bus": ({"prefill_tokens_per_s": 1.0, "swap_blocks_per_s": 1e-9}, False),
+    "two moves cost what four tokens do": (
+        {"prefill_tokens_per_s": 2.0, "swap_blocks_per_s": 1.0},
+        False,
+    ),
+    "two moves cost less than four tokens": (
+        {"prefill_tokens_per_s": 1.9, "swap_blocks_per_s": 1.0},
+        True,
+    ),
+    "tokens ride along free": (
+        {"prefill_tokens_per_s": 1.0, "swap_blocks_per_s": 1e9, "min_step_s": 100.0},
+        False,
+    ),
+    "decoding fills the step": (
+        {"prefill_tokens_per_s": 1.0, "swap_blocks_per_s": 1e9, "min_step_s": 1.0},
+        True,
+    ),
+    "nothing is measured": ({"prefill_tokens_per_s": 0.0, "swap_blocks_per_s": 0.0}, False),
+}
+
+
+@pytest.mark.parametrize(("costs", "swaps"), PRICES.values(), ids=PRICES)
+def test_auto_takes_the_tail_the_way_that_costs_less(costs, swaps):
+    scheduler, _, _ = group_under_pressure(
+        2, num_host_blocks=8, preemption_mode=PreemptionMode.AUTO
+    )
+    scheduler.set_costs(**costs)
+    plan = run_until_preempted(scheduler)
+    assert bool(plan.swap_out) == swaps
+
+
+def test_auto_does_not_move_what_another_request_keeps_findable():
+    scheduler = scheduler_of(
+        num_blocks=10,
+        num_host_blocks=16,
+        preemption_mode=PreemptionMode.AUTO,
+        tail_preemption=False,
+    )
+    scheduler.set_costs(prefill_tokens_per_s=1.0, swap_blocks_per_s=1.0)
+    prompt = list(range(16))
+    older = scheduler.add([*prompt, 90, 91, 92], request_id=1)
+    run(scheduler)
+    newer = scheduler.add([*prompt, 80], request_id=2, priority=1)
+    run(scheduler)
+    assert newer.table[:4] == older.table[:4]
+    scheduler.add(list(range(100, 120)), request_id=3)
+    plan = run(scheduler)  # to move five blocks costs more than to compute the one that is lost
+    assert newer.last_preemption == PreemptionKind.RECOMPUTE and plan.swap_out == []
+
+
+def test_auto_drops_what_is_free_to_compute_and_moves_the_rest():
+    scheduler, older, members = group_under_pressure(
+        2, num_host_blocks=8, preemption_mode=PreemptionMode.AUTO
+    )
+    scheduler.set_costs(prefill_tokens_per_s=1.0, swap_blocks_per_s=1e9, min_step_s=5.0)
+    kinds = kinds_of_preemptions(scheduler, members[0], 2)
+    assert kinds == [PreemptionKind.TAIL, PreemptionKind.SWAP]
+    scheduler.finish(older.id)
+    computed = sum(s.query_len for s in run_until_abreast(scheduler, 2))
+    stats = scheduler.stats()
+    assert 0 < stats.recomputed_tokens <= 4 and computed == stats.recomputed_tokens + 2
+
+
 def test_a_request_of_higher_priority_takes_the_place_of_a_lower_one():
     scheduler = scheduler_of(num_blocks=6)
     low = scheduler.add(list(range(16)), request_id=1, priority=5)
     run(scheduler)
-    high = scheduler.add(list(range(100, 116)), request_id=2, priority=1)
+    high = scheduler.add(list(range(100, 123)), request_id=2, priority=1)
     assert [s.request_id for s in run(scheduler).spans] == [2]
     assert (low.state, high.state) == (GroupState.PREEMPTED, GroupState.RUNNING)
+
+
+def test_priority_takes_only_the_tail_where_that_suffices():
+    scheduler = scheduler_of(num_blocks=6)
+    low = scheduler.add(list(range(16)), request_id=1, priority=5)
+    run(scheduler)
+    high = scheduler.add(list(range(100, 112)), request_id=2, priority=1)
+    assert [s.request_id for s in run(scheduler).spans] == [2]
+    assert (low.last_preemption, low.state) == (PreemptionKind.TAIL, GroupState.RUNNING)
+    assert (low.num_computed, len(low.table)) == (12, 3)
+    scheduler.finish(high.id)
+    assert spans(run(scheduler)) == [(1, 12, 5, True)]
 
 
 def test_equal_priority_never_preempts_a_runner_for_a_newcomer():

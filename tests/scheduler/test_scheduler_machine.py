@@ -4,6 +4,8 @@ The engine's memory holds, for each slot, the whole prefix that its KV stands fo
 a copy too late, a block shared that should not be, or a swap that mixes blocks up is seen at once.
 """
 
+from random import Random
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -32,6 +34,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         partial=st.booleans(),
         headroom=st.sampled_from(list(HeadroomPolicy)),
         headroom_tokens=st.integers(0, 6),
+        min_step_s=st.sampled_from([0.0, 1.0]),
     )
     def start(
         self,
@@ -45,6 +48,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         partial,
         headroom,
         headroom_tokens,
+        min_step_s,
     ):
         self.size = block_size
         self.scheduler = Scheduler(
@@ -63,21 +67,27 @@ class SchedulerMachine(RuleBasedStateMachine):
                 headroom_tokens=headroom_tokens,
             )
         )
-        self.scheduler.set_tenant_quota("poor", num_blocks // 2)
-        self.scheduler.set_costs(prefill_tokens_per_s=8.0, swap_blocks_per_s=2.0)
+        self.quota = num_blocks // 2
+        self.scheduler.set_tenant_quota("poor", self.quota)
+        self.scheduler.set_costs(
+            prefill_tokens_per_s=8.0, swap_blocks_per_s=2.0 * block_size, min_step_s=min_step_s
+        )
+        self.poor = set()
         self.memory = {}
         self.host = {}
         self.next_request = 0
         self.held = []
-        self.random = None
 
     def spec(self, data):
         self.next_request += 1
+        tenant = data.draw(st.sampled_from(["rich", "rich", "poor"]))
+        if tenant == "poor":
+            self.poor.add(self.next_request)
         return {
             "request_id": self.next_request,
             "num_sequences": data.draw(st.integers(1, 3)),
             "priority": data.draw(st.sampled_from([0, 0, 0, -1])),
-            "tenant": data.draw(st.sampled_from(["rich", "rich", "poor"])),
+            "tenant": tenant,
             "cache_salt": data.draw(st.sampled_from(["", "", "salt"])),
             "read_prefix_cache": data.draw(st.sampled_from([True, True, False])),
         }
@@ -151,6 +161,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def step(self, random):
         plan = self.scheduler.schedule()
         assert self.scheduler.check_invariants() == []
+        self.check_quota()
         self.move(plan)
         assert sum(s.query_len for s in plan.spans) == plan.num_tokens
         written = set()
@@ -175,6 +186,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         for request in plan.capacity_exceeded:
             self.scheduler.abort(request)
 
+    def check_quota(self):
+        blocks = {
+            block
+            for info in self.scheduler.kv_map().sequences
+            if info.request_id in self.poor and info.state == GroupState.RUNNING
+            for block in info.table
+        }
+        assert len(blocks) <= self.quota
+
     def sample(self, span, random):
         sequence = self.scheduler.sequence(span.sequence_id)
         if len(sequence.siblings) < 3 and random.random() < 0.3:
@@ -197,16 +217,36 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def is_sound(self):
         assert self.scheduler.check_invariants() == []
-        for info in self.scheduler.kv_map().sequences:
-            assert (info.state == GroupState.SWAPPED) == bool(info.host_table)
+        sequences = self.scheduler.kv_map().sequences
+        swapped = {s.request_id for s in sequences if s.state == GroupState.SWAPPED}
+        assert swapped <= {s.request_id for s in sequences if s.host_table}
+        for info in sequences:
+            assert info.state != GroupState.SWAPPED or info.table == []
+            if info.host_table:
+                self.check_swapped(info)
+
+    def check_swapped(self, info):
+        """A sequence's tokens lie in its table and go on in its host table."""
+        assert info.state in (GroupState.RUNNING, GroupState.SWAPPED)
+        tokens = self.scheduler.sequence(info.id).tokens
+        num_here = len(info.table) * self.size
+        for position in range(info.num_computed):
+            if position < num_here:
+                stored = self.memory[self.slot(info.table, position)]
+            else:
+                stored = self.host[self.slot(info.host_table, position - num_here)]
+            assert stored == tokens[: position + 1]
 
     def teardown(self):
         if not hasattr(self, "scheduler"):
             return
-        for sequence in self.held:
-            self.scheduler.release(sequence)
-        for request in range(self.next_request + 1):
-            self.scheduler.abort(request)
+        random = Random(self.next_request)
+        for _ in range(2000):
+            while self.held:
+                self.scheduler.release(self.held.pop())
+            if not self.scheduler.has_unfinished:
+                break
+            self.step(random)
         stats = self.scheduler.stats()
         assert not self.scheduler.has_unfinished
         assert (stats.used_slots, stats.reserved_slots, stats.host_blocks_used) == (0, 0, 0)
