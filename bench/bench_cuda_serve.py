@@ -2,7 +2,7 @@
 
 The Llama-3.2-1B shape, random bf16 weights, greedy, prompts of 512 tokens. Decode speed is that of
 the tokens between the 8th and the 72nd of every sequence: the time of 72 new tokens less that of 8.
-`profile` writes the kernels of one decode step with their starts and durations instead.
+`profile` looks at the kernels of decode steps instead.
 Run: python bench/bench_cuda_serve.py ours|transformers|profile [--batches 1 32 256] [--out FILE]
 """
 
@@ -12,7 +12,9 @@ import argparse
 import json
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -147,12 +149,20 @@ def compare(name: str, batches: list[int], out: Path | None) -> None:
                 file.write(json.dumps(line) + "\n")
 
 
+STEPS_PROFILED = 8
+
+
 def profile(batches: list[int], out: Path) -> None:
-    """The kernels of the last of a few decode steps, in the order of their starts."""
+    """Where a decode step's time goes.
+
+    Prints, for each batch size, the time of a step; the part of it in which a kernel or a copy ran;
+    and the rest, in which the device waits for the host. The first is measured without a profiler,
+    for that slows the host; all are medians. Writes one step's kernels in the order of their
+    starts, and how long each kind ran.
+    """
     from pagedcore import _core
 
-    llm = make_ours()
-    engine = llm.engine
+    engine = make_ours().engine
     params = _core.SamplingParams()
     params.temperature, params.max_tokens, params.ignore_eos = 0.0, 400, True
     with out.open("w") as file:
@@ -160,23 +170,65 @@ def profile(batches: list[int], out: Path) -> None:
             ids = [engine.add_request(prompt, params) for prompt in prompts_of(batch)]
             while len(engine.step()) < batch:
                 pass
-            for _ in range(8):
+            times = []
+            for _ in range(8 + 4 * STEPS_PROFILED):
+                start = time.perf_counter()
                 engine.step()
+                times.append((time.perf_counter() - start) * 1e6)
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as prof:
                 torch.cuda.synchronize()
-                for _ in range(2):
+                for _ in range(STEPS_PROFILED + 1):
                     engine.step()
             for id_ in ids:
                 engine.abort(id_)
-            events = sorted(
-                (e.start_ns(), e.duration_ns(), e.name())
-                for e in prof.profiler.kineto_results.events()
-                if e.duration_ns() > 0 and not e.name().startswith("cuda")
-            )
-            file.write(f"# batch {batch}: start us, duration us, kernel\n")
-            for start, duration, kernel in events[len(events) // 2 :]:
-                at = (start - events[0][0]) / 1e3
-                file.write(f"{at:.2f} {duration / 1e3:.2f} {kernel[:90]}\n")
+            steps = steps_of(prof)
+            step_us = median(times[8:])
+            busy_us = median(busy(step) for step in steps)
+            line = {
+                "bench": "cuda_step_profile",
+                "model": "llama-1b",
+                "batch": batch,
+                "step_us": round(step_us, 1),
+                "busy_us": round(busy_us, 1),
+                "gap_us": round(step_us - busy_us, 1),
+                "device": torch.cuda.get_device_name(),
+            }
+            print(json.dumps(line), flush=True)
+            file.write(f"# {json.dumps(line)}\n")
+            write_step(file, steps[-1])
+
+
+Event = tuple[float, float, str]  # start and end in us, name
+
+
+def steps_of(prof: torch.profiler.profile) -> list[list[Event]]:
+    """The kernels and copies between the ends of two sampling kernels, in the order of starts."""
+    events = sorted(
+        (e.start_ns() / 1e3, (e.start_ns() + e.duration_ns()) / 1e3, e.name())
+        for e in prof.profiler.kineto_results.events()
+        if e.duration_ns() > 0 and not e.name().startswith("cuda")
+    )
+    ends = [i for i, event in enumerate(events) if "sample_kernel" in event[2]]
+    return [events[a + 1 : b + 1] for a, b in pairwise(ends)]
+
+
+def busy(step: list[Event]) -> float:
+    """The time in which at least one of them ran."""
+    reached, total = step[0][0], 0.0
+    for start, end, _ in step:
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def write_step(file: Any, step: list[Event]) -> None:
+    kinds: dict[str, list[float]] = {}
+    for start, end, name in step:
+        kinds.setdefault(name[:90], []).append(end - start)
+    for name, times in sorted(kinds.items(), key=lambda kind: -sum(kind[1])):
+        file.write(f"# {sum(times):.1f} us in {len(times)}: {name}\n")
+    for start, end, name in step:
+        file.write(f"{start - step[0][0]:.2f} {end - start:.2f} {name[:90]}\n")
 
 
 def main() -> None:

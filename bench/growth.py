@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from quiet import Quiet
 
 from pagedcore import LLM, SamplingParams, _core
 
@@ -32,23 +33,35 @@ FIRST_ID, LAST_ID = 300, 19_000
 
 
 class Floor:
-    """The least time of a step: bytes over bandwidth or operations over peak."""
+    """The least time of a step: bytes over bandwidth or operations over peak.
 
-    def __init__(self, llm: LLM, limits: _core.CpuLimits) -> None:
+    ``measure`` waits for a quiet machine and finds both limits; call it before what they bound.
+    """
+
+    def __init__(self, llm: LLM, threads: int, quiet: Quiet) -> None:
         model, plan = llm.engine.model_config, llm.engine.memory_plan
-        self._bandwidth = limits.dram_gb_s * 1e9
-        self._peak = limits.bf16_gflop_s * 1e9
+        self._threads, self._quiet = threads, quiet
         self._head = model.vocab_size * model.hidden_size
         self._body = llm.num_weights - self._head * (1 if model.tied_embeddings else 2)
         self._weight_bytes = llm.weight_bytes * (self._body + self._head) / llm.num_weights
         self._token_bytes = plan.block_bytes / llm.engine.config.block_size
         self._pair_flops = 4 * model.num_heads * model.head_dim * model.num_layers
 
+    def measure(self) -> None:
+        self._quiet.hold()
+        self.limits = _core.measure_cpu_limits(self._threads)
+
+    def line(self, growth: str, x: int, milliseconds: float, least: float) -> dict:
+        """One figure beside its bound and the limits that gave it."""
+        limits = {"dram_gb_s": self.limits.dram_gb_s, "bf16_gflop_s": self.limits.bf16_gflop_s}
+        return {"growth": growth, "x": x, "ms": milliseconds, "least_ms": least, **limits}
+
     def milliseconds(self, tokens: int, pairs: int, kv_tokens: int, samples: int) -> float:
         """Of a step over `tokens`, with `pairs` of query and key and `kv_tokens` of K and V."""
         bytes_read = self._weight_bytes + self._token_bytes * kv_tokens
         flops = 2 * (self._body * tokens + self._head * samples) + self._pair_flops * pairs
-        return 1e3 * max(bytes_read / self._bandwidth, flops / self._peak)
+        seconds_reading = bytes_read / (self.limits.dram_gb_s * 1e9)
+        return 1e3 * max(seconds_reading, flops / (self.limits.bf16_gflop_s * 1e9))
 
 
 def step_milliseconds(engine: _core.Engine) -> float:
@@ -77,10 +90,11 @@ def measure_batches(llm: LLM, floor: Floor, random: np.random.Generator) -> Iter
         ]
         while len(llm.engine.step()) < batch:
             pass
+        floor.measure()
         milliseconds = decode_milliseconds(llm.engine)
         kv_tokens = batch * (BATCH_CONTEXT + STEPS // 2)
         least = floor.milliseconds(batch, kv_tokens, kv_tokens, batch)
-        yield {"growth": "batch", "x": batch, "ms": milliseconds, "least_ms": least}
+        yield floor.line("batch", batch, milliseconds, least)
         for request in running:
             llm.engine.abort(request)
 
@@ -90,9 +104,10 @@ def measure_contexts(llm: LLM, floor: Floor, longest: int) -> Iterator[dict]:
     for context in CONTEXTS:
         branch = llm.engine.fork(longest, greedy(STEPS + 8), at_token=context)
         llm.engine.step()
+        floor.measure()
         milliseconds = decode_milliseconds(llm.engine)
         least = floor.milliseconds(1, context, context, 1)
-        yield {"growth": "context", "x": context, "ms": milliseconds, "least_ms": least}
+        yield floor.line("context", context, milliseconds, least)
         llm.engine.abort(branch)
 
 
@@ -100,17 +115,18 @@ def measure_prefill(llm: LLM, floor: Floor, prompt: list[int]) -> Iterator[dict]
     """Every chunk of one long prompt; the last line holds the request's snapshot."""
     request = llm.engine.add_request(prompt, greedy(2), hold=True)
     for position in range(0, len(prompt), CHUNK):
+        floor.measure()
         milliseconds = step_milliseconds(llm.engine)
         pairs = CHUNK * position + CHUNK * (CHUNK + 1) // 2
         least = floor.milliseconds(CHUNK, pairs, position + CHUNK, 0)
         if position + CHUNK <= len(prompt):
-            yield {"growth": "position", "x": position, "ms": milliseconds, "least_ms": least}
+            yield floor.line("position", position, milliseconds, least)
     while llm.engine.has_unfinished():
         llm.engine.step()
     yield {"snapshot": llm.engine.save(request), "request": request}
 
 
-def measure(model: str, threads: int, snapshot: bytes | None) -> Iterator[dict]:
+def measure(model: str, threads: int, snapshot: bytes | None, quiet: Quiet) -> Iterator[dict]:
     """All figures at one thread count; without a snapshot, of the prefill too."""
     llm = LLM(
         model,
@@ -120,8 +136,7 @@ def measure(model: str, threads: int, snapshot: bytes | None) -> Iterator[dict]:
         kv_cache_bytes=2 << 30,
         enable_prefix_caching=False,
     )
-    limits = _core.measure_cpu_limits(threads)
-    floor, random = Floor(llm, limits), np.random.default_rng(0)
+    floor, random = Floor(llm, threads, quiet), np.random.default_rng(0)
     yield from measure_batches(llm, floor, random)
     if snapshot is None:
         prompt = random.integers(FIRST_ID, LAST_ID, CONTEXTS[-1] + 32).tolist()
@@ -133,7 +148,13 @@ def measure(model: str, threads: int, snapshot: bytes | None) -> Iterator[dict]:
         while llm.engine.has_unfinished():
             llm.engine.step()
     yield from measure_contexts(llm, floor, longest)
-    yield {"limits": {"dram_gb_s": limits.dram_gb_s, "bf16_gflop_s": limits.bf16_gflop_s}}
+
+
+PANELS = {
+    "batch": ("Decode by batch", f"sequences, of {BATCH_CONTEXT} tokens each"),
+    "context": ("Decode of one sequence by context", "context, tokens"),
+    "position": (f"Prefill by {CHUNK}-token chunk", "position of the chunk, tokens"),
+}
 
 
 def plot(results: Path, image: Path) -> None:
@@ -144,29 +165,29 @@ def plot(results: Path, image: Path) -> None:
     from matplotlib import pyplot
 
     lines = [json.loads(line) for line in results.read_text().splitlines()]
-    titles = {
-        "batch": "sequences of 128 tokens in a decode step",
-        "context": "context of one decoding sequence, tokens",
-        "position": f"position of a {CHUNK}-token prefill chunk",
-    }
-    figure, axes = pyplot.subplots(1, len(titles), figsize=(13, 4), layout="constrained")
-    for axis, (growth, title) in zip(axes, titles.items()):
-        for colour, threads in (("tab:blue", 1), ("tab:orange", 2)):
-            points = [p for p in lines if p.get("growth") == growth and p["threads"] == threads]
-            xs = [p["x"] for p in points]
-            if not xs:
+    figure, axes = pyplot.subplots(1, len(PANELS), figsize=(13, 4.2), layout="constrained")
+    for axis, (growth, (title, xlabel)) in zip(axes, PANELS.items()):
+        for threads, colour in ((1, "tab:blue"), (2, "tab:orange")):
+            points = [p for p in lines if p["growth"] == growth and p["threads"] == threads]
+            if not points:
                 continue
+            xs = [p["x"] for p in points]
             label = f"{threads} thread" + ("s" if threads > 1 else "")
             axis.plot(xs, [p["ms"] for p in points], "o-", color=colour, label=label)
             least = [p["least_ms"] for p in points]
-            axis.plot(xs, least, "--", color=colour, alpha=0.6, label=f"{label}, limit")
-        axis.set(xlabel=title, ylabel="ms a step")
+            axis.plot(xs, least, "--", color=colour, alpha=0.6, label=f"{label}, machine's limit")
+        axis.set(title=title, xlabel=xlabel, ylabel="time of a step, ms")
         if growth == "position":
             axis.set(ylim=(0, None))
         else:
             axis.set(xscale="log", yscale="log")
+            axis.set_xticks(xs, map(str, xs), minor=False)
+            axis.xaxis.set_minor_formatter("")
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter("{x:g}")
         axis.grid(alpha=0.3)
         axis.legend()
+    figure.suptitle(f"Cost of one step on the CPU, model {lines[0]['model']}")
     figure.savefig(image, metadata={"Date": None})
 
 
@@ -176,6 +197,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[2, 1], help="the first prefills")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--plot", action="store_true", help="draw --results, measure nothing")
+    parser.add_argument("--lock", type=Path, nargs="*", default=[], help="files to flock meanwhile")
     args = parser.parse_args()
     if args.plot:
         plot(args.results, HERE / "growth.svg")
@@ -185,11 +207,11 @@ def main() -> None:
     snapshot = None
     with open(args.results, "w") as out:
         for threads in args.threads:
-            for line in measure(args.model, threads, snapshot):
+            for line in measure(args.model, threads, snapshot, Quiet(args.lock)):
                 if "snapshot" in line:
                     snapshot = line["snapshot"]
                     continue
-                line = {"threads": threads} | line
+                line = {"model": Path(args.model).name, "threads": threads} | line
                 print(json.dumps(line), flush=True)
                 out.write(json.dumps(line) + "\n")
 

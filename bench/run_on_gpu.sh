@@ -50,14 +50,19 @@ for part in ${*:-build linear tests step ops profile serve peer sanitize}; do
         >>"$out/build.log" 2>&1 || { grep -A5 -E "error|stopped" "$out/build.log" | head -60; exit 1; }
       ln -sf "$(realpath "$build")"/cpp/_core*.so python/pagedcore/ ;;
     linear) checked linear 60 tests/cuda/test_ops.py -k "linear or rows" ;;
-    tests) checked tests 150 tests/cuda/test_attention.py tests/cuda/test_engine.py \
-      tests/cuda/test_ops.py tests/cuda/test_sampling.py ;;
+    tests) checked tests 150 tests/cuda -k "not sanitized" ;;
     step)
-      for model in 1b 8b; do limited 60 "$build"/bench/bench_cuda_step $model; done |
+      copy=$(limited 30 python3 -c '
+import torch
+a = torch.randn(1 << 28, device="cuda"); b = torch.empty_like(a); b.copy_(a)
+start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+start.record(); [b.copy_(a) for _ in range(8)]; end.record(); end.synchronize()
+print(8 * 8 * a.numel() / start.elapsed_time(end) / 1e9)')
+      for model in 1b 8b; do limited 60 "$build"/bench/bench_cuda_step $model "$copy"; done |
         tee "$out/cuda_step.jsonl" ;;
     ops) limited 110 python3 bench/bench_cuda_ops.py | tee "$out/cuda_ops.jsonl" |
       sed -E 's/[{}"]|bench: cuda_ops, name: //g' | cut -c1-110 ;;
-    profile) limited 40 python3 bench/bench_cuda_serve.py profile --batches 1 32 \
+    profile) limited 40 python3 bench/bench_cuda_serve.py profile \
       --out "$out/profile.txt" ;;
     serve) limited 40 python3 bench/bench_cuda_serve.py ours --out "$out/cuda_serve.jsonl" ;;
     peer) limited 90 python3 bench/bench_cuda_serve.py transformers --out "$out/cuda_serve.jsonl" \

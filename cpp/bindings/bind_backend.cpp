@@ -1,3 +1,6 @@
+#include <cstdint>
+#include <optional>
+
 #include "cpp/bindings/bindings.h"
 #include "pagedcore/backend.h"
 #include "pagedcore/cpu_limits.h"
@@ -17,8 +20,13 @@ void bind_backend(py::module_& m) {
       },
       py::arg("num_threads") = 0, py::arg("isa") = "");
   m.def(
-      "make_cuda_backend", [](int device) { return make_cuda_backend({.device = device}); },
-      py::arg("device") = 0);
+      "make_cuda_backend",
+      [](int device, std::optional<std::uintptr_t> stream) {
+        CudaBackendOptions options{.device = device};
+        if (stream) options.stream = reinterpret_cast<void*>(*stream);
+        return make_cuda_backend(options);
+      },
+      py::arg("device") = 0, py::arg("stream") = py::none());
 
   py::class_<CpuLimits>(m, "CpuLimits")
       .def_readonly("dram_gb_s", &CpuLimits::dram_gb_s)

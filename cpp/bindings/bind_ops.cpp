@@ -26,6 +26,35 @@ KvCacheView cache_view(const ArrayArg& array) {
   return view;
 }
 
+ArrayArg::Memory memory_of(const Backend& backend) {
+  return backend.is_host() ? ArrayArg::Memory::kHost : ArrayArg::Memory::kCuda;
+}
+
+// The batch where the backend's ops can read it; a device gets all table entries that are in use.
+ForwardBatch stage(Backend& backend, ForwardBatch batch) {
+  if (backend.is_host()) return backend.stage(batch);
+  backend.reserve_steps({.max_tokens = batch.num_tokens,
+                         .max_seqs = batch.num_seqs,
+                         .table_stride = batch.table_stride});
+  const std::vector<std::int32_t> zeros(batch.num_tokens);
+  const std::vector<std::int64_t> no_slots(batch.num_tokens, -1);
+  batch.tokens = zeros.data();
+  if (batch.positions == nullptr) batch.positions = zeros.data();
+  if (batch.slots == nullptr) batch.slots = no_slots.data();
+  std::vector<TableUpdate> updates;
+  for (std::int32_t seq = 0; seq < batch.num_seqs; ++seq) {
+    const std::int64_t length =
+        batch.context_lens[seq] + batch.query_starts[seq + 1] - batch.query_starts[seq];
+    for (std::int32_t i = 0; std::int64_t{i} * batch.block_size < length; ++i) {
+      updates.push_back({seq, i, batch.block_tables[seq * batch.table_stride + i]});
+    }
+  }
+  batch.table_updates = updates;
+  batch = backend.stage(batch);
+  batch.table_updates = {};
+  return batch;
+}
+
 // What tables say of each sequence must fit the arrays: kernels trust it.
 void check_batch(const ForwardBatch& batch, const KvCacheView& cache) {
   PAGEDCORE_REQUIRE(batch.query_starts[0] == 0, "query_starts must begin with 0, got ",
@@ -57,9 +86,10 @@ void paged_attention(Backend& backend, const py::object& query, const py::object
                      const std::string& query_dtype, const std::string& out_dtype,
                      const std::string& cache_dtype, std::int64_t layer, float scale,
                      std::int32_t sliding_window, float softcap) {
-  const KvCacheView cache = cache_view(ArrayArg(kv_cache, "kv_cache", cache_dtype));
-  const ArrayArg q(query, "query", query_dtype);
-  const ArrayArg y(out, "out", out_dtype, true);
+  const ArrayArg::Memory memory = memory_of(backend);
+  const KvCacheView cache = cache_view(ArrayArg(kv_cache, "kv_cache", cache_dtype, false, memory));
+  const ArrayArg q(query, "query", query_dtype, false, memory);
+  const ArrayArg y(out, "out", out_dtype, true, memory);
   const ArrayArg tables(block_tables, "block_tables", "int32");
   const ArrayArg contexts(context_lens, "context_lens", "int32");
   const ArrayArg starts(query_starts, "query_starts", "int32");
@@ -77,6 +107,7 @@ void paged_attention(Backend& backend, const py::object& query, const py::object
   batch.context_lens = contexts.as<std::int32_t>();
   batch.block_tables = tables.as<BlockId>();
   batch.table_stride = tables.shape()[1];
+  batch.block_size = static_cast<std::int32_t>(cache.block_size);
   check_batch(batch, cache);
   std::vector<std::int32_t> table_rows(num_seqs);
   for (std::int32_t seq = 0; seq < batch.num_seqs; ++seq) {
@@ -99,7 +130,7 @@ void paged_attention(Backend& backend, const py::object& query, const py::object
   params.out = y.data();
   params.out_dtype = y.dtype();
   const py::gil_scoped_release no_gil;
-  backend.paged_attention(backend.stage(batch), params);
+  backend.paged_attention(stage(backend, batch), params);
 }
 
 void check_slots(const ArrayArg& slots, std::int64_t num_tokens, const KvCacheView& cache) {
@@ -118,9 +149,10 @@ void rope_and_cache(Backend& backend, const py::object& qkv, const py::object& s
                     const OptionalArray& q_norm, const OptionalArray& k_norm,
                     const std::string& dtype, const std::string& cache_dtype, std::int64_t layer,
                     std::int64_t rotary_dim, float epsilon) {
+  const ArrayArg::Memory memory = memory_of(backend);
   RopeAndCacheParams params;
-  params.cache = cache_view(ArrayArg(kv_cache, "kv_cache", cache_dtype, true));
-  const ArrayArg x(qkv, "qkv", dtype);
+  params.cache = cache_view(ArrayArg(kv_cache, "kv_cache", cache_dtype, true, memory));
+  const ArrayArg x(qkv, "qkv", dtype, false, memory);
   const std::int64_t head_dim = params.cache.head_dim;
   x.require_shape({-1, -1, head_dim});
   params.num_tokens = x.shape()[0];
@@ -129,38 +161,45 @@ void rope_and_cache(Backend& backend, const py::object& qkv, const py::object& s
   params.qkv_dtype = x.dtype();
   const ArrayArg slot_array(slots, "slots", "int64");
   check_slots(slot_array, params.num_tokens, params.cache);
-  params.slots = slot_array.as<std::int64_t>();
+  ForwardBatch batch;
+  const std::int32_t no_starts = 0;
+  batch.num_tokens = static_cast<std::int32_t>(params.num_tokens);
+  batch.query_starts = &no_starts;
+  batch.slots = slot_array.as<std::int64_t>();
   params.layer = layer;
   params.rotary_dim = rotary_dim;
   params.epsilon = epsilon;
   if (query) {
-    const ArrayArg array(*query, "query", "", true);
+    const ArrayArg array(*query, "query", "", true, memory);
     array.require_shape({params.num_tokens, params.num_heads, head_dim});
     params.query = array.data();
     params.query_dtype = array.dtype();
   }
   if (cos_sin) {
-    const ArrayArg table(*cos_sin, "cos_sin", "float32");
+    const ArrayArg table(*cos_sin, "cos_sin", "float32", false, memory);
     const ArrayArg at(positions.value_or(py::none()), "positions", "int32");
     table.require_shape({-1, rotary_dim});
     at.require_shape({params.num_tokens});
-    params.positions = at.as<std::int32_t>();
+    batch.positions = at.as<std::int32_t>();
     for (std::int64_t i = 0; i < params.num_tokens; ++i) {
-      PAGEDCORE_REQUIRE(params.positions[i] >= 0 && params.positions[i] < table.shape()[0],
+      PAGEDCORE_REQUIRE(batch.positions[i] >= 0 && batch.positions[i] < table.shape()[0],
                         "positions[", i, "] must be from 0 to ", table.shape()[0] - 1, ", got ",
-                        params.positions[i]);
+                        batch.positions[i]);
     }
     params.cos_sin = table.as<float>();
   }
   const auto norm_weight = [&](const OptionalArray& weight, const char* name) -> const void* {
     if (!weight) return nullptr;
-    const ArrayArg array(*weight, name, dtype);
+    const ArrayArg array(*weight, name, dtype, false, memory);
     params.norm_dtype = array.require_shape({head_dim}).dtype();
     return array.data();
   };
   params.q_norm = norm_weight(q_norm, "q_norm");
   params.k_norm = norm_weight(k_norm, "k_norm");
   const py::gil_scoped_release no_gil;
+  batch = stage(backend, batch);
+  params.slots = batch.slots;
+  params.positions = batch.positions;
   backend.rope_and_cache(params);
 }
 
@@ -236,7 +275,8 @@ void gated_activation(Backend& backend, std::optional<Activation> activation,
 
 void copy_blocks(Backend& backend, const py::object& kv_cache, const py::object& copies,
                  const std::string& cache_dtype) {
-  const KvCacheView cache = cache_view(ArrayArg(kv_cache, "kv_cache", cache_dtype, true));
+  const KvCacheView cache =
+      cache_view(ArrayArg(kv_cache, "kv_cache", cache_dtype, true, memory_of(backend)));
   const ArrayArg pairs(copies, "copies", "int32");
   pairs.require_shape({-1, 2});
   std::vector<BlockCopy> list(pairs.shape()[0]);
@@ -250,8 +290,7 @@ void copy_blocks(Backend& backend, const py::object& kv_cache, const py::object&
 }  // namespace
 
 void bind_ops(py::module_& m) {
-  auto ops =
-      m.def_submodule("ops", "The ops of a Backend on host arrays; pagedcore.ops is the face.");
+  auto ops = m.def_submodule("ops", "The ops of a Backend on arrays; pagedcore.ops is the face.");
   ops.def("paged_attention", &paged_attention);
   ops.def("rope_and_cache", &rope_and_cache, py::arg("backend"), py::arg("qkv"), py::arg("slots"),
           py::arg("kv_cache"), py::arg("query") = py::none(), py::arg("positions") = py::none(),

@@ -5,7 +5,7 @@
 // The part of DLPack's stable C ABI (github.com/dmlc/dlpack, v0.8) that reading a tensor needs.
 namespace pagedcore::bindings::dlpack {
 
-enum DeviceType : std::int32_t { kCpu = 1, kCudaHost = 3 };
+enum DeviceType : std::int32_t { kCpu = 1, kCuda = 2, kCudaHost = 3 };
 enum TypeCode : std::uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBfloat = 4 };
 
 struct Device {

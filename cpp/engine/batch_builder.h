@@ -34,7 +34,6 @@ class BatchBuilder {
   // The batch of what was added; valid until the next begin().
   ForwardBatch finish();
 
-  std::int64_t table_stride() const { return table_stride_; }
   // The row of `index` as the last batches left it.
   std::span<const BlockId> table_row(std::int32_t index) const {
     return std::span(tables_).subspan(index * table_stride_, table_stride_);

@@ -57,7 +57,7 @@ Engine::Impl::Impl(const ModelConfig& model_config, Weights weights,
       samples(*backend, sample_workspace, model.vocab_size, config.max_num_seqs),
       prompt_samples(*backend, sample_workspace, model.vocab_size,
                      decoder_limits(config).max_logit_rows) {
-  backend->reserve_steps(config.max_num_batched_tokens, config.max_num_seqs, batch.table_stride());
+  backend->reserve_steps(step_limits(model, checkpoint, *backend, config));
   if (config.preemption_mode == PreemptionMode::kAuto) measure_swap_speed();
   targets.reserve(config.max_num_seqs);
   updates.reserve(config.max_num_seqs);

@@ -23,6 +23,18 @@ DecoderLimits decoder_limits(const EngineConfig& config) {
           .max_positions = config.max_model_len};
 }
 
+StepLimits step_limits(const ModelConfig& model, const Weights& weights, const Backend& backend,
+                       const EngineConfig& config) {
+  return {.max_tokens = config.max_num_batched_tokens,
+          .max_seqs = config.max_num_seqs,
+          .table_stride = (config.max_model_len + config.block_size - 1) / config.block_size,
+          .block_size = config.block_size,
+          .num_heads = model.num_heads,
+          .head_dim = model.head_dim,
+          .gated_width = model.gated_mlp ? model.intermediate_size : 0,
+          .operand = backend.activation_dtypes(Decoder::weight_dtype(model, weights)).operand};
+}
+
 KvCacheView kv_layout(const ModelConfig& model, const EngineConfig& config, DType weights) {
   KvCacheView view;
   view.dtype = config.kv_dtype.value_or(weights);
@@ -57,7 +69,8 @@ MemoryPlan make_memory_plan(const ModelConfig& model, const Weights& weights,
   for (const auto& [name, tensor] : weights.tensors) plan.weights_bytes += tensor.num_bytes();
   // The decoder checks model and weights, so it comes first.
   plan.workspace_bytes = Decoder::workspace_bytes(model, weights, backend, decoder_limits(config)) +
-                         backend.sample_workspace_bytes(model.vocab_size, config.max_num_seqs);
+                         backend.sample_workspace_bytes(model.vocab_size, config.max_num_seqs) +
+                         backend.step_bytes(step_limits(model, weights, backend, config));
   plan.block_bytes = kv_layout(model, config, Decoder::weight_dtype(model, weights)).block_bytes();
   plan.num_blocks = choose_num_blocks(config, plan.block_bytes);
   plan.kv_cache_bytes = plan.num_blocks * plan.block_bytes;

@@ -13,6 +13,9 @@ EngineConfig complete_config(const ModelConfig& model, EngineConfig config);
 
 DecoderLimits decoder_limits(const EngineConfig& config);
 
+StepLimits step_limits(const ModelConfig& model, const Weights& weights, const Backend& backend,
+                       const EngineConfig& config);
+
 // The shape of the cache, without data and number of blocks.
 KvCacheView kv_layout(const ModelConfig& model, const EngineConfig& config, DType weights);
 

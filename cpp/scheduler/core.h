@@ -127,7 +127,6 @@ class SchedulerCore {
   // Whether its tenant's quota keeps a running group from having room for all its tokens.
   bool lacks_quota(const SequenceGroup& group) const;
   static bool is_rebuilding(const SequenceGroup& group);
-  static bool has_host_blocks(const SequenceGroup& group);
 
   // introspect.cpp
   void check_queues(std::vector<std::string>& report) const;

@@ -77,7 +77,7 @@ KvMap SchedulerCore::kv_map() const {
       map.blocks[block].owners.push_back(sequence.id());
       if (state == GroupState::kRunning) map.blocks[block].last_use = step_;
     }
-    const auto host = sequence.host_table_.blocks();
+    const auto host = sequence.host_table();
     map.sequences.push_back({.id = sequence.id(),
                              .request_id = sequence.request_id(),
                              .state = state,
@@ -147,7 +147,7 @@ void SchedulerCore::check_sequences(std::vector<std::string>& report) const {
   std::int32_t num_rows = 0;
   for_each_sequence(groups_, [&](const Sequence& sequence, GroupState state) {
     for (const BlockId block : sequence.table()) ++references[block];
-    for (const BlockId block : sequence.host_table_.blocks()) ++host_references[block];
+    for (const BlockId block : sequence.host_table()) ++host_references[block];
     const std::int64_t num_slots = sequence.table_.num_slots() + sequence.host_table_.num_slots();
     const bool may_have_host_blocks = state == GroupState::kSwapped || sequence.group_->is_partial_;
     if (sequence.host_table_.num_blocks() > 0 && !may_have_host_blocks) {

@@ -88,7 +88,6 @@ class PagedKvManager final : public KvManager {
   // paged_tails.cpp
   // Keeps the first blocks of a table; what computed tokens the others hold stays findable.
   void cut(Sequence& sequence, std::int32_t num_kept);
-  static bool has_host_blocks(const SequenceGroup& group);
   static std::int32_t num_host_blocks(const SequenceGroup& group);  // different ones
   void register_tail(Sequence& sequence);
   void replace(Sequence& sequence, std::int32_t index, BlockId block);  // by one of equal content

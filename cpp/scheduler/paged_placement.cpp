@@ -12,7 +12,7 @@ PagedKvManager::PrefixUse PagedKvManager::prefix_use(const SequenceGroup& group)
 }
 
 std::int32_t PagedKvManager::num_blocks_to_admit(const SequenceGroup& group) const {
-  if (has_host_blocks(group)) return num_blocks_to_extend(group);
+  if (group.has_host_blocks()) return num_blocks_to_extend(group);
   std::vector<Placement> placements;
   return plan_placements(group, prefix_use(group), placements);
 }
@@ -20,7 +20,7 @@ std::int32_t PagedKvManager::num_blocks_to_admit(const SequenceGroup& group) con
 std::int32_t PagedKvManager::num_blocks_of_whole(const SequenceGroup& group) const {
   if (group.num_live() == 1) return blocks_for(group.sequences()[0]->num_tokens());
   std::vector<BlockId> kept;
-  if (has_host_blocks(group)) {
+  if (group.has_host_blocks()) {
     for (const auto& sequence : group.sequences()) {
       kept.insert(kept.end(), sequence->table().begin(), sequence->table().end());
     }

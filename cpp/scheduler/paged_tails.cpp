@@ -1,6 +1,5 @@
 // How PagedKvManager takes the last blocks of groups, and moves blocks to the host and back.
 #include <algorithm>
-#include <utility>
 
 #include "cpp/scheduler/paged_kv_manager.h"
 #include "pagedcore/error.h"
@@ -93,16 +92,10 @@ bool PagedKvManager::try_swap_out(SequenceGroup& group, const Tail& tail,
   return true;
 }
 
-bool PagedKvManager::has_host_blocks(const SequenceGroup& group) {
-  return std::ranges::any_of(group.sequences(), [](const auto& sequence) {
-    return host_table(std::as_const(*sequence)).num_blocks() > 0;
-  });
-}
-
 std::int32_t PagedKvManager::num_host_blocks(const SequenceGroup& group) {
   std::vector<BlockId> blocks;
   for (const auto& sequence : group.sequences()) {
-    const auto host = host_table(std::as_const(*sequence)).blocks();
+    const auto host = sequence->host_table();
     blocks.insert(blocks.end(), host.begin(), host.end());
   }
   return num_different(blocks);
@@ -114,7 +107,7 @@ std::int32_t PagedKvManager::num_blocks_to_extend(const SequenceGroup& group) co
   std::vector<BlockId> written_on_host;
   for (const auto& sequence : group.sequences()) {
     const auto own = sequence->table();
-    const auto host = host_table(std::as_const(*sequence)).blocks();
+    const auto host = sequence->host_table();
     needed +=
         blocks_for(sequence->num_tokens()) - static_cast<std::int32_t>(own.size() + host.size());
     if (sequence->num_tokens() == sequence->num_computed()) continue;

@@ -168,7 +168,7 @@ void SchedulerCore::grow_partial(SequenceGroup& group) {
   const bool needs_quota = lacks_quota(group);
   if (!needs_quota && try_make_whole(group, left_to_others)) return;
   const std::int32_t spare = kv_->allocator().num_available() - left_to_others;
-  if (!needs_quota && spare > 0 && group.num_live() == 1 && !has_host_blocks(group)) {
+  if (!needs_quota && spare > 0 && group.num_live() == 1 && !group.has_host_blocks()) {
     return extend_partially(group, spare);
   }
   const auto will_give = [&](const SequenceGroup* other) {
@@ -178,7 +178,7 @@ void SchedulerCore::grow_partial(SequenceGroup& group) {
 }
 
 bool SchedulerCore::try_make_whole(SequenceGroup& group, std::int32_t headroom) {
-  if (has_host_blocks(group) && !kv_->try_swap_in(group, headroom, plan_.swap_in)) return false;
+  if (group.has_host_blocks() && !kv_->try_swap_in(group, headroom, plan_.swap_in)) return false;
   if (!kv_->try_admit(group, headroom, plan_.copies)) return false;
   set_partial(group, false);
   return true;
@@ -222,14 +222,25 @@ bool SchedulerCore::lacks_memory_for_partial() const {
 }
 
 SequenceGroup* SchedulerCore::next_to_admit() {
+  // Nobody passes a group of the same tenant that waits for its quota.
+  std::vector<const SequenceGroup*> waits_for_quota;
   const auto is_within_quota = [&](const SequenceGroup& group) {
     const std::int32_t quota = quota_of(group);
     if (quota == 0) return true;
+    const auto comes_before = [&](const SequenceGroup* other) {
+      return other->tenant_ == group.tenant_ && other->priority_ <= group.priority_;
+    };
+    if (std::ranges::any_of(waits_for_quota, comes_before)) return false;
     const std::int32_t taken = num_blocks_of_tenant(group.tenant_);
     if (taken + kv_->num_blocks_of_whole(group) <= quota) return true;
     if (taken == 0) exceed_capacity(group);
+    waits_for_quota.push_back(&group);
     return false;
   };
+  for (const SequenceGroup* group : running_) {
+    if (quotas_.empty() || num_partial_ == 0) break;
+    if (group->is_partial_ && lacks_quota(*group)) waits_for_quota.push_back(group);
+  }
   const auto first = [&](const Queue& queue) -> SequenceGroup* {
     for (const auto& [_, group] : queue) {
       if (quotas_.empty() || is_within_quota(*group)) return group;

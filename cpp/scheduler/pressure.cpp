@@ -21,6 +21,11 @@ bool SchedulerCore::make_room(SequenceGroup& group) {
   if (!quotas_.empty() && !make_room_in_quota(group)) return false;
   const std::size_t num_copies = plan_.copies.size();
   while (!try_extend(group)) {
+    const std::int32_t needed = num_unique_blocks(group) + kv_->num_blocks_to_extend(group);
+    if (needed > kv_->allocator().num_blocks()) {
+      exceed_capacity(group);  // whatever the others gave
+      return false;
+    }
     if (reclaim_from_waiting(nullptr)) continue;
     if (SequenceGroup* victim = last_victim(group, false)) {
       take_one_from(*victim, PreemptionCause::kMemory);
@@ -140,7 +145,7 @@ void SchedulerCore::preempt(SequenceGroup& group, PreemptionCause cause, bool co
 bool SchedulerCore::try_swap_out(SequenceGroup& group, const KvManager::Tail& tail) {
   // What lies on the host already stays good only where what is before it does.
   const bool wants_swap =
-      has_host_blocks(group) || (tail.num_blocks > 0 && is_swap_cheaper(group, tail));
+      group.has_host_blocks() || (tail.num_blocks > 0 && is_swap_cheaper(group, tail));
   return wants_swap && !is_rebuilding(group) && plan_.swap_in.empty() &&
          kv_->try_swap_out(group, tail, plan_.swap_out);
 }
@@ -279,12 +284,6 @@ std::int32_t SchedulerCore::num_unique_blocks(const SequenceGroup& group) {
   }
   std::ranges::sort(blocks);
   return static_cast<std::int32_t>(std::unique(blocks.begin(), blocks.end()) - blocks.begin());
-}
-
-bool SchedulerCore::has_host_blocks(const SequenceGroup& group) {
-  return std::ranges::any_of(group.sequences_, [](const auto& sequence) {
-    return sequence->host_table_.num_blocks() > 0;
-  });
 }
 
 bool SchedulerCore::is_rebuilding(const SequenceGroup& group) {

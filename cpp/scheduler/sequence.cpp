@@ -20,4 +20,9 @@ void Sequence::drop_host_tail() {
   host_table_.clear();
 }
 
+bool SequenceGroup::has_host_blocks() const {
+  return std::ranges::any_of(sequences_,
+                             [](const auto& sequence) { return !sequence->host_table().empty(); });
+}
+
 }  // namespace pagedcore

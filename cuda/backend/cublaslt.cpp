@@ -49,7 +49,9 @@ void* open_library(std::string& path) {
     return loaded;
   }
   std::vector<std::string> places;
-  if (const char* chosen = std::getenv("PAGEDCORE_CUBLASLT")) places.push_back(chosen);
+  if (const char* chosen = std::getenv("PAGEDCORE_CUBLASLT"); chosen != nullptr && *chosen != 0) {
+    places.push_back(chosen);
+  }
   const std::string here = folder_of_this_library();
   // libpagedcore lies in site-packages/pagedcore/lib, or beside the extension module.
   for (const char* up : {"/../..", "/.."}) {

@@ -11,6 +11,25 @@ namespace cuda {
 namespace {
 
 constexpr std::int64_t kMaxCopies = 16384;  // a pass
+constexpr std::int64_t kCopyBytes = kMaxCopies * static_cast<std::int64_t>(sizeof(BlockCopy));
+
+std::int64_t gate_up_bytes(const StepLimits& limits) {
+  return limits.max_tokens * 2 * limits.gated_width * dtype_bits(limits.operand) / 8;
+}
+
+// Of what the splits of decode attention leave for their merge.
+struct PartialBytes {
+  std::int64_t out, max_sum, arrivals;
+};
+PartialBytes partial_bytes(const StepLimits& limits) {
+  const std::int64_t max_len = limits.table_stride * limits.block_size;
+  const std::int64_t splits =
+      std::min<std::int64_t>(kMaxSplits, std::max<std::int64_t>(8, ceil_div(max_len, 1024)) + 1);
+  const std::int64_t heads = DecodePlan::max_slots(limits.max_seqs, splits) * limits.num_heads;
+  return {.out = heads * limits.head_dim * std::int64_t{sizeof(float)},
+          .max_sum = heads * std::int64_t{sizeof(float2)},
+          .arrivals = heads * std::int64_t{sizeof(std::uint32_t)}};
+}
 
 cudaDeviceProp open_device(int device) {
   int count = 0;
@@ -38,12 +57,15 @@ cudaDeviceProp open_device(int device) {
 
 CudaBackend::CudaBackend(const CudaBackendOptions& options)
     : properties_(open_device(options.device)) {
-  PAGEDCORE_CUDA_CHECK(cudaStreamCreateWithFlags(stream_.put(), cudaStreamNonBlocking));
-  gemm_workspace_.reserve(CublasLt::kWorkspaceBytes);
-  copies_.reserve(kMaxCopies * sizeof(BlockCopy));
+  if (options.stream) {
+    stream_ = static_cast<cudaStream_t>(*options.stream);
+  } else {
+    PAGEDCORE_CUDA_CHECK(cudaStreamCreateWithFlags(own_stream_.put(), cudaStreamNonBlocking));
+    stream_ = own_stream_.get();
+  }
 }
 
-CudaBackend::~CudaBackend() { cudaStreamSynchronize(stream_.get()); }
+CudaBackend::~CudaBackend() { cudaStreamSynchronize(stream_); }
 
 std::string CudaBackend::description() const {
   return detail::concat("cuda (", properties_.name, ", sm_", properties_.major, properties_.minor,
@@ -58,22 +80,31 @@ ActivationDTypes CudaBackend::activation_dtypes(DType weights) const {
 }
 
 void CudaBackend::upload(void* dst, const void* host_src, std::int64_t bytes) {
-  PAGEDCORE_CUDA_CHECK(
-      cudaMemcpyAsync(dst, host_src, bytes, cudaMemcpyHostToDevice, stream_.get()));
+  PAGEDCORE_CUDA_CHECK(cudaMemcpyAsync(dst, host_src, bytes, cudaMemcpyHostToDevice, stream_));
   synchronize();
 }
 
 void CudaBackend::download(void* host_dst, const void* src, std::int64_t bytes) {
-  PAGEDCORE_CUDA_CHECK(
-      cudaMemcpyAsync(host_dst, src, bytes, cudaMemcpyDeviceToHost, stream_.get()));
+  PAGEDCORE_CUDA_CHECK(cudaMemcpyAsync(host_dst, src, bytes, cudaMemcpyDeviceToHost, stream_));
   synchronize();
 }
 
-void CudaBackend::synchronize() { PAGEDCORE_CUDA_CHECK(cudaStreamSynchronize(stream_.get())); }
+void CudaBackend::synchronize() { PAGEDCORE_CUDA_CHECK(cudaStreamSynchronize(stream_)); }
 
-void CudaBackend::reserve_steps(std::int32_t max_tokens, std::int32_t max_seqs,
-                                std::int64_t table_stride) {
-  stage_.reserve(max_tokens, max_seqs, table_stride);
+std::int64_t CudaBackend::step_bytes(const StepLimits& limits) const {
+  const PartialBytes partials = partial_bytes(limits);
+  return CublasLt::kWorkspaceBytes + kCopyBytes + StepStage::device_bytes(limits) +
+         Sampler::device_bytes(limits.max_seqs) + gate_up_bytes(limits) + partials.out +
+         partials.max_sum + partials.arrivals;
+}
+
+void CudaBackend::reserve_steps(const StepLimits& limits) {
+  gemm_workspace_.reserve(CublasLt::kWorkspaceBytes);
+  copies_.reserve(kCopyBytes);
+  stage_.reserve(limits);
+  sampler_.reserve(limits.max_seqs);
+  gate_up_.reserve(gate_up_bytes(limits));
+  reserve_partials(limits);
 }
 
 std::int64_t CudaBackend::sample_workspace_bytes(std::int64_t vocab_size,
@@ -82,12 +113,12 @@ std::int64_t CudaBackend::sample_workspace_bytes(std::int64_t vocab_size,
 }
 
 ForwardBatch CudaBackend::stage(const ForwardBatch& host_batch) {
-  return stage_.stage(host_batch, stream_.get());
+  return stage_.stage(host_batch, stream_);
 }
 
 void CudaBackend::run(const ForwardBatch& batch, const std::function<void()>& forward) {
   if (!stage_.inputs().padded) return forward();
-  graphs_.run(batch.num_tokens, forward, stream_.get());
+  graphs_.run(batch.num_tokens, forward, stream_);
 }
 
 void* CudaBackend::allocate_host(std::int64_t bytes) {
@@ -98,7 +129,7 @@ void* CudaBackend::allocate_host(std::int64_t bytes) {
 }
 
 void CudaBackend::free_host(void* data) noexcept {
-  cudaStreamSynchronize(stream_.get());
+  cudaStreamSynchronize(stream_);
   cudaFreeHost(data);
 }
 
@@ -109,27 +140,27 @@ void* CudaBackend::do_allocate(std::int64_t bytes) {
 }
 
 void CudaBackend::do_free(void* data) noexcept {
-  cudaStreamSynchronize(stream_.get());
+  cudaStreamSynchronize(stream_);
   cudaFree(data);
 }
 
 void CudaBackend::do_embed(const EmbedParams& params) {
-  if (graphs_.admit(params)) launch_embed(params, stream_.get());
+  if (graphs_.admit(params)) launch_embed(params, stream_);
 }
 
 void CudaBackend::do_norm(const NormParams& params) {
-  if (graphs_.admit(params)) launch_norm(params, stream_.get());
+  if (graphs_.admit(params)) launch_norm(params, stream_);
 }
 
 void CudaBackend::do_gated_activation(const GatedActivationParams& params) {
-  if (graphs_.admit(params)) launch_gated_activation(params, stream_.get());
+  if (graphs_.admit(params)) launch_gated_activation(params, stream_);
 }
 
 void CudaBackend::do_rope_and_cache(const RopeAndCacheParams& params) {
   PAGEDCORE_REQUIRE(params.cache.dtype != DType::kInt8,
                     "the KV cache dtype on CUDA must be float32, float16, bfloat16 or fp8_e4m3, "
                     "got int8");
-  if (graphs_.admit(params)) launch_rope_and_cache(params, stream_.get());
+  if (graphs_.admit(params)) launch_rope_and_cache(params, stream_);
 }
 
 void CudaBackend::matrix_products(const LinearParams& p, void* y, DType y_dtype,
@@ -160,7 +191,7 @@ void CudaBackend::matrix_products(const LinearParams& p, void* y, DType y_dtype,
                     .y_dtype = y_dtype,
                     .y_stride = y_stride,
                     .accumulate = accumulate},
-                   gemm_workspace_.as<void>(), stream_.get());
+                   gemm_workspace_.reserve(CublasLt::kWorkspaceBytes), stream_);
     column += out_features;
   }
 }
@@ -170,7 +201,7 @@ void CudaBackend::do_linear(const LinearParams& p) {
                     "linear on CUDA: x must have the weights' dtype ",
                     dtype_name(p.weights[0].dtype), ", got ", dtype_name(p.x_dtype));
   if (!graphs_.admit(p)) return;
-  if (gemv_serves(p)) return launch_gemv(p, stream_.get());
+  if (gemv_serves(p)) return launch_gemv(p, stream_);
 
   const bool gated = p.epilogue == LinearEpilogue::kGated;
   void* y = p.y;
@@ -193,7 +224,7 @@ void CudaBackend::do_linear(const LinearParams& p) {
     part.bias = weight.bias;
     part.bias_dtype = weight.bias_dtype;
     part.keep_y = adds;
-    if (any_bias && !(adds && weight.bias == nullptr)) launch_bias_activation(part, stream_.get());
+    if (any_bias && !(adds && weight.bias == nullptr)) launch_bias_activation(part, stream_);
     width += weight.out_features;
   }
   matrix_products(p, y, p.y_dtype, y_stride, adds || any_bias);
@@ -205,7 +236,7 @@ void CudaBackend::do_linear(const LinearParams& p) {
                              .activation = p.activation,
                              .y = p.y,
                              .y_dtype = p.y_dtype},
-                            stream_.get());
+                            stream_);
   } else if (p.activation != Activation::kNone) {
     launch_bias_activation({.num_rows = p.num_rows,
                             .width = width,
@@ -213,21 +244,17 @@ void CudaBackend::do_linear(const LinearParams& p) {
                             .y_dtype = p.y_dtype,
                             .y_stride = y_stride,
                             .activation = p.activation},
-                           stream_.get());
+                           stream_);
   }
 }
 
-void CudaBackend::reserve_partials(const PagedAttentionParams& p) {
-  const std::int64_t max_len = stage_.table_stride() * p.cache.block_size;
-  const std::int64_t splits =
-      std::min<std::int64_t>(kMaxSplits, std::max<std::int64_t>(8, ceil_div(max_len, 1024)) + 1);
-  const std::int64_t slots = DecodePlan::max_slots(stage_.max_seqs(), splits);
-  partial_out_.reserve(slots * p.num_heads * p.cache.head_dim * std::int64_t{sizeof(float)});
-  partial_max_sum_.reserve(slots * p.num_heads * std::int64_t{sizeof(float2)});
-  const std::int64_t bytes = slots * p.num_heads * std::int64_t{sizeof(std::uint32_t)};
-  if (bytes <= arrivals_.bytes()) return;
-  arrivals_.reserve(bytes);
-  PAGEDCORE_CUDA_CHECK(cudaMemsetAsync(arrivals_.as<char>(), 0, bytes, stream_.get()));
+void CudaBackend::reserve_partials(const StepLimits& limits) {
+  const PartialBytes bytes = partial_bytes(limits);
+  partial_out_.reserve(bytes.out);
+  partial_max_sum_.reserve(bytes.max_sum);
+  if (bytes.arrivals <= arrivals_.bytes()) return;
+  arrivals_.reserve(bytes.arrivals);
+  PAGEDCORE_CUDA_CHECK(cudaMemsetAsync(arrivals_.as<char>(), 0, bytes.arrivals, stream_));
 }
 
 void CudaBackend::do_paged_attention(const ForwardBatch& batch, const PagedAttentionParams& p) {
@@ -240,34 +267,38 @@ void CudaBackend::do_paged_attention(const ForwardBatch& batch, const PagedAtten
                      .prefill = step.prefill,
                      .num_sms = properties_.multiProcessorCount,
                      .sm_major = properties_.major};
-  if (!tensor_core_attention_serves(p)) return launch_simple_attention(args, stream_.get());
+  if (!tensor_core_attention_serves(p)) return launch_simple_attention(args, stream_);
   if (step.padded || step.num_items > 0) {
-    reserve_partials(p);
+    reserve_partials({.max_seqs = static_cast<std::int32_t>(stage_.max_seqs()),
+                      .table_stride = stage_.table_stride(),
+                      .block_size = p.cache.block_size,
+                      .num_heads = p.num_heads,
+                      .head_dim = p.cache.head_dim});
     args.partial_out = partial_out_.as<float>();
     args.partial_max_sum = partial_max_sum_.as<float2>();
     args.arrivals = arrivals_.as<std::uint32_t>();
     // A recorded launch serves later steps of as many sequences, whatever their lengths.
     const bool recording = graphs_.mode() == StepGraphs::Mode::kRecord;
-    launch_decode_attention(args,
-                            recording ? std::int64_t{batch.num_seqs} * kMaxSplits : step.num_items,
-                            stream_.get());
+    launch_decode_attention(
+        args, recording ? std::int64_t{batch.num_seqs} * kMaxSplits : step.num_items, stream_);
   }
   std::int64_t tiles = 0;
   for (const std::int32_t len : step.prefill_lens) tiles += prefill_tiles(p, len);
-  if (tiles > 0) launch_prefill_attention(args, tiles, stream_.get());
+  if (tiles > 0) launch_prefill_attention(args, tiles, stream_);
 }
 
 void CudaBackend::do_sample(const SampleParams& params) {
-  sampler_.sample(params, properties_.multiProcessorCount, stream_.get());
+  sampler_.sample(params, properties_.multiProcessorCount, stream_);
 }
 
 void CudaBackend::do_copy_blocks(const KvCacheView& cache, std::span<const BlockCopy> copies) {
   for (std::size_t first = 0; first < copies.size(); first += kMaxCopies) {
     const auto part =
         copies.subspan(first, std::min<std::size_t>(kMaxCopies, copies.size() - first));
-    std::memcpy(copies_ring_.begin(kMaxCopies * sizeof(BlockCopy)), part.data(), part.size_bytes());
-    copies_ring_.submit(copies_.as<char>(), part.size_bytes(), stream_.get());
-    launch_copy_blocks(cache, copies_.as<BlockCopy>(), part.size(), stream_.get());
+    copies_.reserve(kCopyBytes);
+    std::memcpy(copies_ring_.begin(kCopyBytes), part.data(), part.size_bytes());
+    copies_ring_.submit(copies_.as<char>(), part.size_bytes(), stream_);
+    launch_copy_blocks(cache, copies_.as<BlockCopy>(), part.size(), stream_);
   }
 }
 
@@ -294,13 +325,13 @@ void move_blocks(char* dst, const char* src, std::int64_t block_bytes,
 void CudaBackend::do_swap_out(const KvCacheView& cache, void* host,
                               std::span<const BlockCopy> copies) {
   move_blocks(static_cast<char*>(host), static_cast<const char*>(cache.data), cache.block_bytes(),
-              copies, cudaMemcpyDeviceToHost, stream_.get());
+              copies, cudaMemcpyDeviceToHost, stream_);
 }
 
 void CudaBackend::do_swap_in(const KvCacheView& cache, const void* host,
                              std::span<const BlockCopy> copies) {
   move_blocks(static_cast<char*>(cache.data), static_cast<const char*>(host), cache.block_bytes(),
-              copies, cudaMemcpyHostToDevice, stream_.get());
+              copies, cudaMemcpyHostToDevice, stream_);
 }
 
 }  // namespace cuda

@@ -26,8 +26,8 @@ class CudaBackend final : public Backend {
   void upload(void* dst, const void* host_src, std::int64_t bytes) override;
   void download(void* host_dst, const void* src, std::int64_t bytes) override;
   void synchronize() override;
-  void reserve_steps(std::int32_t max_tokens, std::int32_t max_seqs,
-                     std::int64_t table_stride) override;
+  std::int64_t step_bytes(const StepLimits& limits) const override;
+  void reserve_steps(const StepLimits& limits) override;
   std::int64_t sample_workspace_bytes(std::int64_t vocab_size,
                                       std::int32_t max_samples) const override;
   ForwardBatch stage(const ForwardBatch& host_batch) override;
@@ -54,21 +54,22 @@ class CudaBackend final : public Backend {
   // y[.., column ..] = x W^T, or added to it; weights that lie one behind the other at once.
   void matrix_products(const LinearParams& params, void* y, DType y_dtype, std::int64_t y_stride,
                        bool accumulate);
-  void reserve_partials(const PagedAttentionParams& params);
+  void reserve_partials(const StepLimits& limits);
 
   cudaDeviceProp properties_{};
-  Stream stream_;
+  Stream own_stream_;
+  cudaStream_t stream_ = nullptr;
   CublasLt cublas_;
-  StepStage stage_;
+  StepStage stage_{*this};
   StepGraphs graphs_;
-  Sampler sampler_;
+  Sampler sampler_{*this};
   UploadRing copies_ring_;
-  Scratch copies_{Scratch::Kind::kDevice};
-  Scratch gemm_workspace_{Scratch::Kind::kDevice};
-  Scratch gate_up_{Scratch::Kind::kDevice};
-  Scratch partial_out_{Scratch::Kind::kDevice};
-  Scratch partial_max_sum_{Scratch::Kind::kDevice};
-  Scratch arrivals_{Scratch::Kind::kDevice};
+  Scratch copies_{*this};
+  Scratch gemm_workspace_{*this};
+  Scratch gate_up_{*this};
+  Scratch partial_out_{*this};
+  Scratch partial_max_sum_{*this};
+  Scratch arrivals_{*this};
 };
 
 }  // namespace pagedcore::cuda

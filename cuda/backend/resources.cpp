@@ -20,23 +20,25 @@ bool has_programmatic_launch() {
          major >= 9;
 }
 
-Scratch::~Scratch() { release(); }
+void* Scratch::reserve(std::int64_t bytes) {
+  if (bytes > buffer_.bytes()) {
+    buffer_ = Buffer();  // frees first, so that both need not fit at once
+    buffer_ = Buffer(backend_, bytes);
+  }
+  return buffer_.data();
+}
 
-void Scratch::release() {
-  if (data_ != nullptr) kind_ == Kind::kDevice ? cudaFree(data_) : cudaFreeHost(data_);
+void PinnedScratch::release() {
+  if (data_ != nullptr) cudaFreeHost(data_);
   data_ = nullptr;
   bytes_ = 0;
 }
 
-void* Scratch::reserve(std::int64_t bytes) {
+void* PinnedScratch::reserve(std::int64_t bytes) {
   if (bytes <= bytes_) return data_;
   PAGEDCORE_CUDA_CHECK(cudaDeviceSynchronize());
   release();
-  if (kind_ == Kind::kDevice) {
-    PAGEDCORE_CUDA_CHECK(cudaMalloc(&data_, bytes));
-  } else {
-    PAGEDCORE_CUDA_CHECK(cudaHostAlloc(&data_, bytes, cudaHostAllocDefault));
-  }
+  PAGEDCORE_CUDA_CHECK(cudaHostAlloc(&data_, bytes, cudaHostAllocDefault));
   bytes_ = bytes;
   return data_;
 }

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "cuda/common/check.h"
+#include "pagedcore/backend.h"
 
 namespace pagedcore::cuda {
 
@@ -34,19 +35,34 @@ using Stream = Owned<cudaStream_t, cudaStreamDestroy>;
 using Event = Owned<cudaEvent_t, cudaEventDestroy>;
 using GraphExec = Owned<cudaGraphExec_t, cudaGraphExecDestroy>;
 
-// Device or pinned host memory that grows when more is asked for than ever before. Growing waits
-// for the device and loses the content.
+// Device memory that grows when more is asked for than ever before. Growing waits for the device
+// and loses the content.
 class Scratch {
  public:
-  enum class Kind { kDevice, kPinned };
-  explicit Scratch(Kind kind) : kind_(kind) {}
-  ~Scratch();
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
+  explicit Scratch(Backend& backend) : backend_(backend) {}
 
   // At least `bytes`, 256-byte aligned. Throws OutOfMemory.
   void* reserve(std::int64_t bytes);
-  std::int64_t bytes() const { return bytes_; }
+  std::int64_t bytes() const { return buffer_.bytes(); }
+  template <typename T>
+  T* as() const {
+    return buffer_.as<T>();
+  }
+
+ private:
+  Backend& backend_;
+  Buffer buffer_;
+};
+
+// The same of pinned host memory.
+class PinnedScratch {
+ public:
+  PinnedScratch() = default;
+  ~PinnedScratch() { release(); }
+  PinnedScratch(const PinnedScratch&) = delete;
+  PinnedScratch& operator=(const PinnedScratch&) = delete;
+
+  void* reserve(std::int64_t bytes);
   template <typename T>
   T* as() const {
     return static_cast<T*>(data_);
@@ -54,7 +70,6 @@ class Scratch {
 
  private:
   void release();
-  Kind kind_;
   void* data_ = nullptr;
   std::int64_t bytes_ = 0;
 };

@@ -37,6 +37,12 @@ std::int64_t Sampler::workspace_bytes(std::int64_t vocab_size, std::int32_t max_
          static_cast<std::int64_t>(sizeof(float));
 }
 
+std::int64_t Sampler::device_bytes(std::int64_t max_samples) {
+  return padded(max_samples * static_cast<std::int64_t>(sizeof(SampleTask)));
+}
+
+void Sampler::reserve(std::int64_t max_samples) { inputs_.reserve(device_bytes(max_samples)); }
+
 void Sampler::sample(const SampleParams& params, int num_sms, cudaStream_t stream) {
   tasks_.clear(), seen_.clear(), bias_.clear(), allowed_.clear(), banned_.clear();
   for (const SampleRow& row : params.samples) {
@@ -79,8 +85,8 @@ void Sampler::sample(const SampleParams& params, int num_sms, cudaStream_t strea
   PAGEDCORE_REQUIRE(slots >= 1, "sample: workspace_bytes must be at least ", stride * sizeof(float),
                     ", got ", params.workspace_bytes);
   const std::int64_t out_bytes = count * (12 + std::int64_t{out.max_top} * 8);
-  char* results = static_cast<char*>(outputs_.reserve(out_bytes));
-  char* host_results = static_cast<char*>(results_.reserve(out_bytes));
+  // Pinned memory that the kernel writes itself: no copy to wait for.
+  char* results = static_cast<char*>(results_.reserve(out_bytes));
   SampleArgs args{.logits = params.logits,
                   .vocab_size = params.vocab_size,
                   .num_samples = static_cast<std::int32_t>(count),
@@ -101,12 +107,10 @@ void Sampler::sample(const SampleParams& params, int num_sms, cudaStream_t strea
                       results + (12 + 4 * std::int64_t{out.max_top}) * count)};
   ring_.submit(device, in_bytes, stream);
   launch_sample(args, stream);
-  PAGEDCORE_CUDA_CHECK(
-      cudaMemcpyAsync(host_results, results, out_bytes, cudaMemcpyDeviceToHost, stream));
   PAGEDCORE_CUDA_CHECK(cudaStreamSynchronize(stream));
 
   const auto take = [&](auto span, std::int64_t at, std::int64_t n) {
-    if (!span.empty()) std::memcpy(span.data(), host_results + at, n * 4);
+    if (!span.empty()) std::memcpy(span.data(), results + at, n * 4);
   };
   take(out.tokens, 0, count);
   take(out.logprobs, 4 * count, count);

@@ -15,6 +15,17 @@ constexpr std::int64_t kMaxUpdates = 16384;  // a pass
 
 std::int64_t aligned16(std::int64_t bytes) { return ceil_div(bytes, 16) * 16; }
 
+constexpr std::int64_t kUpdateBytes = kMaxUpdates * static_cast<std::int64_t>(sizeof(TableUpdate));
+
+// Tokens, positions, slots and logit rows; four arrays of sequences; the plan; padding.
+std::int64_t input_bytes(std::int64_t tokens, std::int64_t seqs) {
+  return aligned16(tokens * 20) + aligned16(seqs * 16) + DecodePlan::max_bytes(seqs) + 1024;
+}
+
+std::int64_t table_bytes(std::int64_t seqs, std::int64_t table_stride) {
+  return seqs * table_stride * static_cast<std::int64_t>(sizeof(BlockId));
+}
+
 // Lays arrays one behind the other, in pinned host memory and at the same offsets on the device.
 class Packer {
  public:
@@ -48,21 +59,24 @@ std::int32_t StepStage::padded_batch(std::int32_t n) {
   return (n + step - 1) / step * step;
 }
 
-void StepStage::reserve(std::int32_t max_tokens, std::int32_t max_seqs, std::int64_t table_stride) {
-  max_tokens_ = std::max(max_tokens, max_tokens_);
-  max_seqs_ = std::max(max_seqs, max_seqs_);
-  table_stride_ = std::max(table_stride, table_stride_);
-  const std::int64_t tokens = max_tokens_, seqs = max_seqs_;
-  // Tokens, positions, slots and logit rows; four arrays of sequences; the plan; padding.
-  const std::int64_t bytes =
-      aligned16(tokens * 20) + aligned16(seqs * 16) + DecodePlan::max_bytes(seqs) + 1024;
-  device_.reserve(bytes);
-  updates_.reserve(kMaxUpdates * sizeof(TableUpdate));
-  const std::int64_t table_bytes =
-      seqs * table_stride_ * static_cast<std::int64_t>(sizeof(BlockId));
-  if (table_bytes > tables_.bytes()) {
-    tables_.reserve(table_bytes);
-    PAGEDCORE_CUDA_CHECK(cudaMemset(tables_.as<char>(), 0, table_bytes));
+std::int64_t StepStage::device_bytes(const StepLimits& limits) {
+  return input_bytes(limits.max_tokens, limits.max_seqs) + kUpdateBytes +
+         table_bytes(limits.max_seqs, limits.table_stride);
+}
+
+void StepStage::reserve(const StepLimits& limits) {
+  max_tokens_ = std::max(limits.max_tokens, max_tokens_);
+  max_seqs_ = std::max(limits.max_seqs, max_seqs_);
+  table_stride_ = std::max(limits.table_stride, table_stride_);
+  const std::int64_t seqs = max_seqs_;
+  device_.reserve(input_bytes(max_tokens_, seqs));
+  updates_.reserve(kUpdateBytes);
+  const std::int64_t bytes = table_bytes(seqs, table_stride_);
+  if (bytes > tables_.bytes()) {
+    tables_.reserve(bytes);
+    PAGEDCORE_CUDA_CHECK(cudaMemset(tables_.as<char>(), 0, bytes));
+    // Neither the host nor the steps' stream waits for that by itself.
+    PAGEDCORE_CUDA_CHECK(cudaStreamSynchronize(cudaStreamLegacy));
   }
   decode_.reserve(seqs);
   prefill_.reserve(seqs);
@@ -74,7 +88,7 @@ void StepStage::update_tables(const ForwardBatch& host, cudaStream_t stream) {
   for (std::int64_t first = 0; first < total; first += kMaxUpdates) {
     const std::int64_t count = std::min(kMaxUpdates, total - first);
     const std::int64_t bytes = count * static_cast<std::int64_t>(sizeof(TableUpdate));
-    char* pinned = updates_ring_.begin(kMaxUpdates * sizeof(TableUpdate));
+    char* pinned = updates_ring_.begin(kUpdateBytes);
     std::memcpy(pinned, host.table_updates.data() + first, bytes);
     updates_ring_.submit(updates_.as<char>(), bytes, stream);
     launch_update_tables(tables_.as<BlockId>(), table_stride_, updates_.as<TableUpdate>(), count,

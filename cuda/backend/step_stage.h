@@ -6,6 +6,7 @@
 #include "cuda/backend/decode_plan.h"
 #include "cuda/backend/upload_ring.h"
 #include "cuda/common/plan.h"
+#include "pagedcore/backend.h"
 #include "pagedcore/forward_batch.h"
 
 namespace pagedcore::cuda {
@@ -25,13 +26,16 @@ struct StepInputs {
 // sequences; the rows beyond the real ones store nothing and attend to nothing.
 class StepStage {
  public:
-  void reserve(std::int32_t max_tokens, std::int32_t max_seqs, std::int64_t table_stride);
+  explicit StepStage(Backend& backend) : device_(backend), updates_(backend), tables_(backend) {}
+
+  // Device memory that reserve() takes at first.
+  static std::int64_t device_bytes(const StepLimits& limits);
+  void reserve(const StepLimits& limits);
   ForwardBatch stage(const ForwardBatch& host, cudaStream_t stream);
 
   const StepInputs& inputs() const { return inputs_; }
   std::int64_t max_seqs() const { return max_seqs_; }
   std::int64_t table_stride() const { return table_stride_; }
-  std::int64_t device_bytes() const { return device_.bytes() + tables_.bytes(); }
 
   // The batch sizes for which decode steps are recorded: 1, 2, 4, 8, then steps of 8 to 64, of 16
   // to 256, of 64 beyond.
@@ -46,9 +50,7 @@ class StepStage {
   DecodePlan decode_;
   std::vector<std::int32_t> prefill_;
   UploadRing inputs_ring_, updates_ring_;
-  Scratch device_{Scratch::Kind::kDevice};
-  Scratch updates_{Scratch::Kind::kDevice};
-  Scratch tables_{Scratch::Kind::kDevice};
+  Scratch device_, updates_, tables_;
 };
 
 }  // namespace pagedcore::cuda

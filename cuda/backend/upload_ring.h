@@ -19,7 +19,7 @@ class UploadRing {
 
  private:
   struct Part {
-    Scratch memory{Scratch::Kind::kPinned};
+    PinnedScratch memory;
     Event copied;
   };
   std::array<Part, 2> parts_;

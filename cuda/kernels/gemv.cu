@@ -8,6 +8,9 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int kMaxRows = 2;  // cuBLASLt is faster beyond: bench/bench_cuda_ops.py
 constexpr int kUnroll = 4;   // 16-byte loads in flight a lane and weight row
+// Of a multiprocessor; float32 needs the registers of one more.
+template <typename T>
+constexpr int kMinBlocks = sizeof(T) == 2 ? 6 : 5;
 
 template <typename T>
 struct Vector {
@@ -44,6 +47,7 @@ __device__ inline void widen(const uint4& raw, float (&v)[8], __half) {
 }
 
 // Adds the products of two rows of weights with the rows of x: lane l takes vectors l, l + 32, ...
+// The first weights are under way before x is there.
 template <typename T, int kRows>
 __device__ void accumulate(const T* w0, const T* w1, const T* x, std::int64_t x_stride,
                            std::int64_t size, float (&sum)[2][kRows]) {
@@ -72,44 +76,80 @@ __device__ void accumulate(const T* w0, const T* w1, const T* x, std::int64_t x_
     }
   };
   std::int64_t i = threadIdx.x % 32 * kSize;
-  for (; i + (kUnroll - 1) * kStep < size; i += kUnroll * kStep) {
-    load(i);
+  const auto whole = [&] { return i + (kUnroll - 1) * kStep < size; };
+  if (whole()) load(i);
+  await_inputs();
+  while (whole()) {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) add(raw0[u], raw1[u], i + u * kStep);
+    i += kUnroll * kStep;
+    if (whole()) load(i);
   }
   for (; i < size; i += kStep) add(load_once(w0 + i), load_once(w1 + i), i);
 }
 
-// One warp per pair of outputs: two neighbours of one weight, or the gate and the up of one. Reads
-// each weight once. An output's sum has one order, whatever the number of rows up to kMaxRows.
-template <typename T, int kRows>
-__global__ void __launch_bounds__(kWarps * 32) gemv_kernel(const __grid_constant__ LinearParams p) {
-  allow_next();
+// kParts warps per pair of outputs, each with one part of the inputs: two neighbours of one weight,
+// or the gate and the up of one. Reads each weight once. An output's sum has one order, whatever
+// the number of rows up to kMaxRows. The next kernel may start once the weights are here: before,
+// its thread blocks would take the registers of those that have still to load.
+template <typename T, int kRows, int kParts>
+__global__ void __launch_bounds__(kWarps * 32, kMinBlocks<T>)
+    gemv_kernel(const __grid_constant__ LinearParams p) {
+  __shared__ float parts[kWarps][2 * kRows];
   const bool gated = p.epilogue == LinearEpilogue::kGated;
-  const int lane = threadIdx.x % 32;
-  std::int64_t first = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, part = warp % kParts;
+  std::int64_t first = std::int64_t{blockIdx.x} * (kWarps / kParts) + warp / kParts;
   if (!gated) first *= 2;
   int which = 0;
   std::int64_t y_offset = 0;
   while (which < p.num_weights && first >= p.weights[which].out_features) {
     first -= p.weights[which].out_features;
     y_offset += p.weights[which].out_features;
-    if (gated || ++which == p.num_weights) return;
+    if (gated || ++which == p.num_weights) break;
   }
-  const LinearWeight& weight = p.weights[which];
+  const bool exists = which < p.num_weights && first < p.weights[which].out_features;
+  float sum[2][kRows] = {};
+  const LinearWeight& weight = p.weights[exists ? which : 0];
   const LinearWeight& other = gated ? p.weights[1] : weight;
   const std::int64_t second = gated ? first : min(first + 1, weight.out_features - 1);
-  float sum[2][kRows] = {};
-  accumulate<T, kRows>(static_cast<const T*>(weight.data) + first * p.in_features,
-                       static_cast<const T*>(other.data) + second * p.in_features,
-                       static_cast<const T*>(p.x), p.x_stride, p.in_features, sum);
+  if (exists) {
+    constexpr int kSize = Vector<T>::kSize;
+    const std::int64_t size = ceil_div(p.in_features, kParts * kSize) * kSize;
+    const std::int64_t begin = part * size;
+    accumulate<T, kRows>(static_cast<const T*>(weight.data) + first * p.in_features + begin,
+                         static_cast<const T*>(other.data) + second * p.in_features + begin,
+                         static_cast<const T*>(p.x) + begin, p.x_stride,
+                         min(size, p.in_features - begin), sum);
+  } else {
+    await_inputs();
+  }
+  allow_next();
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     sum[0][r] = warp_sum(sum[0][r]);
     sum[1][r] = warp_sum(sum[1][r]);
+  }
+  if constexpr (kParts > 1) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (lane == 0) parts[warp][2 * r] = sum[0][r], parts[warp][2 * r + 1] = sum[1][r];
+    }
+    __syncthreads();
+    if (part != 0) return;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int w = 1; w < kParts; ++w) {
+        sum[0][r] += parts[warp + w][2 * r];
+        sum[1][r] += parts[warp + w][2 * r + 1];
+      }
+    }
+  }
+  if (!exists || lane != 0) return;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
     if (weight.bias != nullptr) sum[0][r] += load1(weight.bias, weight.bias_dtype, first);
     if (other.bias != nullptr) sum[1][r] += load1(other.bias, other.bias_dtype, second);
-    if (lane != 0) continue;
     const std::int64_t at = r * p.y_stride + y_offset + first;
     if (gated) {
       store1(p.y, p.y_dtype, at, activate(p.activation, sum[0][r]) * sum[1][r]);
@@ -123,16 +163,21 @@ __global__ void __launch_bounds__(kWarps * 32) gemv_kernel(const __grid_constant
   }
 }
 
+template <typename T, int kParts>
+void launch_parts(const LinearParams& p, std::int64_t outputs, cudaStream_t stream) {
+  const auto grid = static_cast<unsigned>(ceil_div(outputs, 2 * kWarps / kParts));
+  const auto kernel = p.num_rows == 1 ? gemv_kernel<T, 1, kParts> : gemv_kernel<T, 2, kParts>;
+  launch_dependent(kernel, dim3(grid), kWarps * 32, 0, stream, p);
+}
+
 template <typename T>
 void launch(const LinearParams& p, cudaStream_t stream) {
+  // Fewer outputs leave a processor too few warps to keep its share of the bandwidth busy.
+  constexpr std::int64_t kFewOutputs = 4096;
   std::int64_t outputs = 0;
   for (int i = 0; i < p.num_weights; ++i) outputs += p.weights[i].out_features;
-  const auto grid = static_cast<unsigned>(ceil_div(outputs, 2 * kWarps));
-  const auto kernel = p.num_rows == 1 ? gemv_kernel<T, 1> : gemv_kernel<T, 2>;
-  // Not launch_dependent(): thread blocks that wait for their inputs hold registers that the kernel
-  // before needs for its own loads; an 8B model's step took 7 % longer.
-  kernel<<<grid, kWarps * 32, 0, stream>>>(p);
-  PAGEDCORE_CUDA_CHECK(cudaGetLastError());
+  outputs <= kFewOutputs ? launch_parts<T, 2>(p, outputs, stream)
+                         : launch_parts<T, 1>(p, outputs, stream);
 }
 
 }  // namespace

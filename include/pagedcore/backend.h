@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -48,6 +49,20 @@ struct ActivationDTypes {
   DType query = DType::kFloat32;     // rotated queries
 };
 
+// The largest batches of an engine, and the shapes of its model that a backend's own memory grows
+// with; what is 0 is not reserved for.
+struct StepLimits {
+  std::int32_t max_tokens = 0;
+  std::int32_t max_seqs = 0;
+  std::int64_t table_stride = 0;  // blocks of the longest sequence
+  std::int64_t block_size = 0;    // tokens
+  std::int64_t num_heads = 0;
+  std::int64_t head_dim = 0;
+  std::int64_t gated_width = 0;  // outputs of a gate
+  DType operand = DType::kFloat32;
+  friend bool operator==(const StepLimits&, const StepLimits&) = default;
+};
+
 // Device memory and the ops of a forward pass. The public op checks its parameters once (throws
 // InvalidArgument) and calls the private virtual do_ function, which trusts them. An empty batch is
 // a no-op. Ops run in call order; none allocates. Not thread-safe.
@@ -69,9 +84,11 @@ class PAGEDCORE_API Backend {
   // Waits until every op called so far is done.
   virtual void synchronize() {}
 
+  // Bytes of Buffers that reserve_steps() makes a new backend hold. A request's own lists (tokens
+  // seen, allowed, banned) take more when they come to be sampled with.
+  virtual std::int64_t step_bytes(const StepLimits&) const { return 0; }
   // Makes room for batches up to these sizes, so that no later step allocates.
-  virtual void reserve_steps(std::int32_t max_tokens, std::int32_t max_seqs,
-                             std::int64_t table_stride) = 0;
+  virtual void reserve_steps(const StepLimits& limits) = 0;
   // Bytes of SampleParams::workspace for up to `max_samples` samples a call.
   virtual std::int64_t sample_workspace_bytes(std::int64_t vocab_size,
                                               std::int32_t max_samples) const = 0;
@@ -129,6 +146,9 @@ PAGEDCORE_API std::unique_ptr<Backend> make_cpu_backend(const CpuBackendOptions&
 
 struct CudaBackendOptions {
   int device = 0;
+  // A cudaStream_t of the device that all work goes to, alive as long as the backend; by default a
+  // stream of the backend's own. An Engine records on it, which the legacy default stream forbids.
+  std::optional<void*> stream;
 };
 // Throws BackendUnavailable, with the way to get it, where the build or the machine has no CUDA.
 PAGEDCORE_API std::unique_ptr<Backend> make_cuda_backend(const CudaBackendOptions& options = {});

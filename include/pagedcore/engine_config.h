@@ -40,7 +40,7 @@ struct MemoryPlan {
   std::int64_t block_bytes = 0;  // one block over all layers
   std::int64_t num_blocks = 0;
   std::int64_t kv_cache_bytes = 0;   // block_bytes * num_blocks
-  std::int64_t workspace_bytes = 0;  // of forward pass and sampling, from the backend
+  std::int64_t workspace_bytes = 0;  // of forward pass, sampling and the backend itself
   std::int64_t num_host_blocks = 0;
   std::int64_t swap_bytes = 0;   // block_bytes * num_host_blocks, in host memory
   std::int64_t total_bytes = 0;  // kv_cache_bytes + workspace_bytes + swap_bytes

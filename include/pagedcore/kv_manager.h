@@ -98,7 +98,6 @@ class PAGEDCORE_API KvManager {
   // Implementations change sequences through these.
   static BlockTable& table(Sequence& s) { return s.table_; }
   static BlockTable& host_table(Sequence& s) { return s.host_table_; }
-  static const BlockTable& host_table(const Sequence& s) { return s.host_table_; }
   static void drop_host_tail(Sequence& s) { s.drop_host_tail(); }
   static void set_num_computed(Sequence& s, std::int32_t n) { s.num_computed_ = n; }
   static std::int32_t writable_end(const Sequence& s) { return s.writable_end_; }

@@ -32,8 +32,10 @@ class PAGEDCORE_API Sequence {
   std::span<const TokenId> tokens() const { return tokens_; }  // prompt, then output
   std::int32_t num_tokens() const { return static_cast<std::int32_t>(tokens_.size()); }
   std::int32_t num_prompt_tokens() const { return num_prompt_tokens_; }
-  std::int32_t num_computed() const { return num_computed_; }  // tokens whose KV the cache holds
+  // Tokens whose KV the cache holds: in the table's blocks, and behind these in host blocks.
+  std::int32_t num_computed() const { return num_computed_; }
   std::span<const BlockId> table() const { return table_.blocks(); }
+  std::span<const BlockId> host_table() const { return host_table_.blocks(); }
   // After a preemption it still waits for a sibling to compute blocks that both share.
   bool is_rebuilding() const { return waits_for_ != nullptr; }
   const SequenceGroup& group() const { return *group_; }
@@ -99,6 +101,7 @@ class PAGEDCORE_API SequenceGroup {
   std::int32_t max_total_tokens() const { return max_total_tokens_; }
   std::int32_t priority() const { return priority_; }
   const std::string& tenant() const { return tenant_; }
+  bool has_host_blocks() const;
   bool reads_prefix_cache() const { return reads_prefix_cache_; }
   std::int32_t salt() const { return salt_; }  // the KvManager's id of the request's cache_salt
 

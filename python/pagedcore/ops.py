@@ -1,14 +1,21 @@
-"""Attention over a paged KV cache, on numpy arrays and CPU torch tensors where they lie.
+"""Attention over a paged KV cache, on numpy arrays and torch tensors where they lie.
 
 A KV cache is one array `[num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim]` (keys,
 then values) of float32, float16 or bfloat16. Torch tensors of bfloat16 are taken as they are; numpy
 has no bfloat16, so there it is an array of uint16 together with `dtype="bfloat16"`. Slot
 `block * block_size + offset` is the place of one token; a block table lists the blocks of a
 sequence in order. Arrays must be dense and row-major; none is copied but where a function says so.
+
+Tensors on a CUDA device are worked on there, on torch's current stream, without waiting for it. All
+of a call lie on one device then, but tables, lengths, slots and copies, which the host reads: give
+them as lists or host arrays, for device tensors of them are first copied and so waited for.
+Other libraries' CUDA arrays come by DLPack and are worked on on the legacy default stream, or on
+that of `backend`: `_core.make_cuda_backend(device, stream)`, where `stream` is a cudaStream_t.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any, TypeAlias
 
@@ -21,7 +28,9 @@ from pagedcore.tensors import dtype_of
 
 __all__ = ["copy_blocks", "paged_attention", "write_kv"]
 
-Array: TypeAlias = Any  # a numpy array or a torch tensor
+Array: TypeAlias = Any  # a numpy array, a torch tensor, a CUDA array with DLPack
+
+_CUDA = 2  # of DLPack's devices
 
 _backends = threading.local()
 
@@ -45,8 +54,9 @@ def paged_attention(
 
     Prefill chunks and decodes go in one call. Token i of a sequence's span stands at position
     p = context_lens + i and sees positions (p - sliding_window, p]; the keys and values of all of
-    them must be in the cache (`write_kv`). A row's result has the same bits whatever else is in the
-    batch, however its sequence is cut into spans, and for any block size.
+    them must be in the cache (`write_kv`). On the CPU a row's result has the same bits whatever
+    else is in the batch, however its sequence is cut into spans, and for any block size; CUDA gives
+    other last bits for a span of one token than for longer ones.
 
     Args:
         query: `[num_tokens, num_heads, head_dim]`, the spans of all sequences end to end; float32,
@@ -61,16 +71,18 @@ def paged_attention(
         sliding_window: In tokens; 0 for none.
         softcap: Scores become `softcap * tanh(score / softcap)`; 0 for none.
         dtype: "bfloat16" where uint16 arrays hold that.
-        out: Where to put the result, of query's shape; new by default, like `query`.
-        backend: Which threads and instruction set to use; by default one of the calling thread's
-            own with as many threads as the process may use.
+        out: Where to put the result, of query's shape; new by default, like `query`, which must be
+            a numpy array or torch tensor then.
+        backend: Which threads and instruction set, or device and stream to use; by default one of
+            the calling thread's own: as many threads as the process may use, or query's device.
 
     Returns:
         `out`: `[num_tokens, num_heads, head_dim]`.
 
     Raises:
-        InvalidArgument: An array has the wrong shape, dtype or layout, or a table leads outside the
-            cache; the message names argument, value and rule.
+        InvalidArgument: An array has the wrong shape, dtype, layout or device, or a table leads
+            outside the cache; the message names argument, value and rule.
+        BackendUnavailable: For CUDA tensors, where this build or machine has no CUDA.
 
     Source:
         Kwon et al., "Efficient Memory Management for Large Language Model Serving with
@@ -79,8 +91,9 @@ def paged_attention(
     contexts = _int32(context_lens)
     starts = np.arange(len(contexts) + 1) if query_starts is None else query_starts
     result = _like(query) if out is None else out
+    _check_one_device(query=query, kv_cache=kv_cache, out=result)
     _ops.paged_attention(
-        backend or _default_backend(),
+        backend or _default_backend(query),
         query,
         kv_cache,
         _int32(block_tables),
@@ -121,19 +134,21 @@ def write_kv(
         backend: As for `paged_attention`.
 
     Raises:
-        InvalidArgument: An array has the wrong shape, dtype or layout, or a slot lies outside the
-            cache.
+        InvalidArgument: An array has the wrong shape, dtype, layout or device, or a slot lies
+            outside the cache.
+        BackendUnavailable: As for `paged_attention`.
     """
     if key.shape != value.shape or dtype_of(key) != dtype_of(value):
         raise _core.InvalidArgument(
             f"key and value must have one shape and dtype, got {dtype_of(key)}{[*key.shape]} and "
             f"{dtype_of(value)}{[*value.shape]}"
         )
+    _check_one_device(kv_cache=kv_cache, key=key, value=value)
     both = _concatenate(key, value)
     _ops.rope_and_cache(
-        backend or _default_backend(),
+        backend or _default_backend(kv_cache),
         both,
-        np.ascontiguousarray(slots, np.int64),
+        np.ascontiguousarray(_on_host(slots), np.int64),
         kv_cache,
         dtype=_dtype(key, dtype),
         cache_dtype=_dtype(kv_cache, dtype),
@@ -159,6 +174,7 @@ def copy_blocks(
 
     Raises:
         InvalidArgument: A block lies outside the cache, or a destination repeats or is a source.
+        BackendUnavailable: As for `paged_attention`.
     """
     pairs = _int32(copies).reshape(-1, 2)
     targets = pairs[:, 1]
@@ -166,15 +182,54 @@ def copy_blocks(
         raise _core.InvalidArgument(
             f"copies must have no destination that repeats or is a source, got {pairs.tolist()}"
         )
-    _ops.copy_blocks(backend or _default_backend(), kv_cache, pairs, _dtype(kv_cache, dtype))
+    _ops.copy_blocks(
+        backend or _default_backend(kv_cache), kv_cache, pairs, _dtype(kv_cache, dtype)
+    )
 
 
-def _default_backend() -> _core.Backend:
-    """A Backend serves one thread at a time, so each has its own."""
-    if not hasattr(_backends, "cpu"):
-        _backends.cpu = _core.make_cpu_backend()
-    backend: _core.Backend = _backends.cpu
-    return backend
+def _default_backend(array: Array) -> _core.Backend:
+    """Of the array's device and current stream; a thread's own, for it serves one at a time."""
+    kind, device = _device(array)
+    key = (kind, device, _current_stream(array, device) if kind == _CUDA else 0)
+    found: dict[tuple[int, int, int], _core.Backend] = _backends.__dict__.setdefault("found", {})
+    if key not in found:
+        on_cuda = kind == _CUDA
+        found[key] = _core.make_cuda_backend(*key[1:]) if on_cuda else _core.make_cpu_backend()
+    return found[key]
+
+
+def _device(array: Array) -> tuple[int, int]:
+    """DLPack's kind and number; what does not know DLPack is on the host, or is refused later."""
+    if not hasattr(array, "__dlpack_device__"):
+        return 1, 0
+    kind, device = array.__dlpack_device__()
+    return int(kind), int(device)
+
+
+def _current_stream(array: Array, device: int) -> int:
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(array, torch.Tensor):
+        return 0
+    return int(torch.cuda.current_stream(device).cuda_stream)
+
+
+def _check_one_device(**arrays: Array) -> None:
+    """Raises InvalidArgument unless all are on the host, or all on one CUDA device."""
+    names = list(arrays)
+    places = [_device(array) for array in arrays.values()]
+    for name, place in zip(names, places, strict=True):
+        if place != places[0] and _CUDA in (place[0], places[0][0]):
+            raise _core.InvalidArgument(
+                f"{name} must be where {names[0]} is, {_place(places[0])}, got {_place(place)}"
+            )
+
+
+def _place(device: tuple[int, int]) -> str:
+    return f"cuda:{device[1]}" if device[0] == _CUDA else "host memory"
+
+
+def _on_host(values: Any) -> Any:
+    return values.cpu() if hasattr(values, "cpu") else values
 
 
 def _dtype(array: Array, dtype: str) -> str:
@@ -182,7 +237,7 @@ def _dtype(array: Array, dtype: str) -> str:
 
 
 def _int32(values: ArrayLike) -> np.ndarray[Any, np.dtype[np.int32]]:
-    return np.ascontiguousarray(values, np.int32)
+    return np.ascontiguousarray(_on_host(values), np.int32)
 
 
 def _like(array: Array) -> Array:

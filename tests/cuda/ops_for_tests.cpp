@@ -126,8 +126,9 @@ void gated_activation(Handle& h, Reader& r) {
 }
 
 void reserve_steps(Handle& h, Reader& r) {
-  const std::int32_t tokens = r.i32(), seqs = r.i32();
-  h.backend->reserve_steps(tokens, seqs, r.i());
+  StepLimits limits;
+  limits.max_tokens = r.i32(), limits.max_seqs = r.i32(), limits.table_stride = r.i();
+  h.backend->reserve_steps(limits);
 }
 
 void stage(Handle& h, Reader& r) {

@@ -102,6 +102,16 @@ def test_the_same_request_again_gives_the_same_bfloat16_tokens():
     assert tokens(llm, prompts) == tokens(llm, prompts)
 
 
+@pytest.mark.parametrize("case", ["llama_grouped_queries", "gpt2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_memory_plan_is_exact(case, dtype):
+    llm, prompts = make(case, "cuda", dtype)
+    planned = llm.engine.memory_plan.total_bytes
+    assert llm.engine.allocated_bytes == planned
+    tokens(llm, prompts)
+    assert llm.engine.allocated_bytes == planned
+
+
 def test_all_device_memory_comes_back():
     make("llama_grouped_queries", "cuda")
     torch.cuda.synchronize()

@@ -1,5 +1,5 @@
-// The decoder's path for memory that the host cannot read: weights are uploaded, bytes are as
-// foretold, results are those of the host.
+// Memory that the host cannot read: weights are uploaded, bytes are as foretold, what the backend
+// keeps for itself included, results are those of the host.
 #include <cstring>
 #include <map>
 #include <memory>
@@ -8,6 +8,7 @@
 
 #include "pagedcore/backend.h"
 #include "pagedcore/decoder.h"
+#include "pagedcore/engine.h"
 #include "tests/native/check.h"
 
 namespace pagedcore {
@@ -27,13 +28,20 @@ class FakeDevice final : public Backend {
   void download(void* dst, const void* src, std::int64_t bytes) override {
     cpu_->download(dst, src, bytes);
   }
-  void reserve_steps(std::int32_t, std::int32_t, std::int64_t) override {}
+  std::int64_t step_bytes(const StepLimits& limits) const override {
+    return limits.max_tokens * limits.gated_width + limits.max_seqs * limits.table_stride;
+  }
+  void reserve_steps(const StepLimits& limits) override {
+    steps_ = Buffer(*this, step_bytes(limits));
+    reserved = limits;
+  }
   std::int64_t sample_workspace_bytes(std::int64_t, std::int32_t) const override { return 0; }
   ForwardBatch stage(const ForwardBatch& batch) override { return batch; }
   void* allocate_host(std::int64_t bytes) override { return cpu_->allocate_host(bytes); }
   void free_host(void* data) noexcept override { cpu_->free_host(data); }
 
   std::vector<LinearParams> linears;  // every one that was called
+  StepLimits reserved;
 
  private:
   void* do_allocate(std::int64_t bytes) override { return cpu_->allocate_host(bytes); }
@@ -59,6 +67,7 @@ class FakeDevice final : public Backend {
   void do_swap_in(const KvCacheView&, const void*, std::span<const BlockCopy>) override {}
 
   std::unique_ptr<Backend> cpu_ = make_cpu_backend({.num_threads = 1, .isa = ""});
+  Buffer steps_;
 };
 
 constexpr std::int64_t kHidden = 64;
@@ -187,7 +196,35 @@ void test_device_gives_the_logits_of_the_host_and_needs_no_host_weights() {
   CHECK(adjoin(up.weights[0], up.weights[1], kHidden));
 }
 
+void test_the_memory_plan_counts_what_the_backend_keeps_for_itself() {
+  const Checkpoint checkpoint = make_checkpoint();
+  EngineConfig config;
+  config.num_blocks = 5;
+  config.block_size = 8;
+  config.max_num_seqs = 3;
+  config.max_num_batched_tokens = 7;
+  config.max_model_len = 20;
+  auto owned = std::make_unique<FakeDevice>();
+  FakeDevice& device = *owned;
+  const MemoryPlan plan = Engine::plan_memory(small_llama(), checkpoint.weights, device, config);
+  CHECK(device.allocated_bytes() == 0);
+  Engine engine(small_llama(), checkpoint.weights, std::move(owned), config);
+  const StepLimits expected{.max_tokens = 7,
+                            .max_seqs = 3,
+                            .table_stride = 3,
+                            .block_size = 8,
+                            .num_heads = 4,
+                            .head_dim = 16,
+                            .gated_width = 128};
+  CHECK(device.reserved == expected);
+  CHECK(device.step_bytes(expected) == 7 * 128 + 3 * 3);
+  CHECK(device.allocated_bytes() == plan.total_bytes);
+}
+
 }  // namespace
 }  // namespace pagedcore
 
-int main() { pagedcore::test_device_gives_the_logits_of_the_host_and_needs_no_host_weights(); }
+int main() {
+  pagedcore::test_device_gives_the_logits_of_the_host_and_needs_no_host_weights();
+  pagedcore::test_the_memory_plan_counts_what_the_backend_keeps_for_itself();
+}

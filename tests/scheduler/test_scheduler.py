@@ -466,6 +466,49 @@ def test_a_group_that_outgrows_the_pool_is_reported_and_nobody_else_suffers():
     assert [s.request_id for s in run(scheduler).spans] == [2]
 
 
+def test_a_group_that_can_never_grow_ends_before_it_takes_anything_from_others():
+    scheduler = scheduler_of(num_blocks=12)
+    parent = scheduler.add(list(range(8)), request_id=1, num_sequences=4)
+    run(scheduler)
+    for token in range(3):
+        scheduler.append_token(scheduler.fork(parent.id, 8).id, token)
+    other = scheduler.add([50], request_id=2)
+    plan = run(scheduler)
+    while not plan.capacity_exceeded:  # the four need a block each at once
+        plan = run(scheduler)
+    assert plan.capacity_exceeded == [1]
+    assert (other.num_preemptions, other.state) == (0, GroupState.RUNNING)
+    scheduler.abort(1)
+    assert [s.request_id for s in run(scheduler).spans] == [2]
+
+
+def test_nobody_passes_a_group_of_the_same_tenant_that_waits_for_its_quota():
+    scheduler = scheduler_of()
+    scheduler.set_tenant_quota("t", 6)
+    first = scheduler.add(list(range(12)), request_id=1, tenant="t")
+    scheduler.add(list(range(100, 117)), request_id=2, tenant="t")
+    scheduler.add([200], request_id=3, tenant="t")
+    urgent = scheduler.add([300], request_id=4, tenant="t", priority=-1)
+    assert [s.request_id for s in run(scheduler).spans] == [4, 1]
+    scheduler.finish(urgent.id)
+    assert [s.request_id for s in run(scheduler).spans] == [1]
+    scheduler.finish(first.id)
+    assert [s.request_id for s in run(scheduler).spans] == [2, 3]
+
+
+def test_a_tenant_short_of_quota_holds_nobody_else_up():
+    scheduler = scheduler_of(num_blocks=12, partial_admission=False)
+    scheduler.set_tenant_quota("t", 6)
+    scheduler.add(list(range(8)), request_id=1, tenant="t")
+    second = scheduler.add(list(range(100, 108)), request_id=2, tenant="t")
+    while second.num_preemptions == 0:
+        run(scheduler)
+    scheduler.add(list(range(200, 208)), request_id=3, tenant="u")
+    for _ in range(8):
+        plan = run(scheduler)
+        assert {1, 3} <= {s.request_id for s in plan.spans}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

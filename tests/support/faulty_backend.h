@@ -35,9 +35,10 @@ class FaultyBackend final : public Backend {
   void download(void* dst, const void* src, std::int64_t bytes) override {
     inner_->download(dst, src, bytes);
   }
-  void reserve_steps(std::int32_t tokens, std::int32_t seqs, std::int64_t stride) override {
-    inner_->reserve_steps(tokens, seqs, stride);
+  std::int64_t step_bytes(const StepLimits& limits) const override {
+    return inner_->step_bytes(limits);
   }
+  void reserve_steps(const StepLimits& limits) override { inner_->reserve_steps(limits); }
   std::int64_t sample_workspace_bytes(std::int64_t vocab_size,
                                       std::int32_t max_samples) const override {
     return inner_->sample_workspace_bytes(vocab_size, max_samples);

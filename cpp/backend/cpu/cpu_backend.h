@@ -20,7 +20,7 @@ class CpuBackend final : public Backend {
   ActivationDTypes activation_dtypes(DType weights) const override;
   void upload(void* dst, const void* host_src, std::int64_t bytes) override;
   void download(void* host_dst, const void* src, std::int64_t bytes) override;
-  void reserve_steps(std::int32_t, std::int32_t, std::int64_t) override {}
+  void reserve_steps(const StepLimits&) override {}
   std::int64_t sample_workspace_bytes(std::int64_t vocab_size,
                                       std::int32_t max_samples) const override;
   ForwardBatch stage(const ForwardBatch& host_batch) override;

@@ -1,4 +1,4 @@
-"""The ops of a Backend on host arrays; pagedcore.ops is the face."""
+"""The ops of a Backend on arrays; pagedcore.ops is the face."""
 
 from __future__ import annotations
 

@@ -1,52 +1,36 @@
-#include "cpp/backend/cpu/kernels/any.h"
-#include "cpp/backend/cpu/kernels/attention_scratch.h"
 #include "cpp/backend/cpu/kernels/attention_tile.h"
 #include "cpp/backend/cpu/kernels/kernels.h"
 
 // Attention, a task of the plan at a time: all rows of the task (its queries times the query heads
-// of a KV head) meet each tile of keys and values while it lies packed in L1. Method: online
-// softmax, Milakov & Gimelshein 2018; paged KV, Kwon et al. 2023, section 4.
+// of a KV head) meet each tile of keys and values while it lies in L1. Method: online softmax,
+// Milakov & Gimelshein 2018; paged KV, Kwon et al. 2023, section 4.
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 namespace {
 
 // The softmax starts anew every so many tiles and joins what came before it: work on one sequence
 // can be split there without changing a bit.
 constexpr int kPartTiles = 4;
+// Rows of a pass from which on panels cost less than a few rows at a time.
+constexpr int kPanelRows = 17;
 constexpr float kMinusInfinity = -__builtin_inff();
 constexpr float kLog2E = 1.44269504f;
 
-// Positions [begin, end) of the tile at `start`, and where each one's key lies in the first KV
-// head: elements from the start of the layer in block 0. Others have the offset of the nearest.
-struct Tile {
-  std::int32_t start = 0;
-  std::int32_t begin = 0;
-  std::int32_t end = 0;
-  std::int64_t offsets[kTile];
-};
-
-// The tiles of a pass: [first, end), and the positions [oldest, newest] that its queries see.
-struct PassTiles {
-  std::int32_t seq = 0;
-  std::int32_t first = 0;
-  std::int32_t end = 0;
-  std::int32_t oldest = 0;
-  std::int32_t newest = 0;
-};
-
-// T is the cache's element, O how it is multiplied.
-template <typename T, typename O>
+// O: how keys and values are multiplied.
+template <typename O>
 class TaskRunner {
  public:
   using Element = typename O::Element;
 
-  TaskRunner(const AttentionJob& job, std::byte* memory)
-      : job_(job), scratch_(job, memory), width_(job.vectors * kLanes) {
+  TaskRunner(const AttentionJob& job, std::byte* memory) : job_(job), scratch_(job, memory) {
     const KvCacheView& cache = job.params.cache;
-    layer_ = static_cast<const T*>(cache.data) + job.params.layer * cache.layer_stride();
-    query_ = reinterpret_cast<Element*>(scratch_.query);
-    keys_ = reinterpret_cast<Element*>(scratch_.keys);
-    values_ = reinterpret_cast<Element*>(scratch_.values);
-    weights_ = reinterpret_cast<Element*>(scratch_.weights);
+    const std::int64_t bits = dtype_bits(cache.dtype);
+    head_bytes_ = cache.head_stride() * bits / 8;
+    kv_bytes_ = cache.kv_stride() * bits / 8;
+    layer_ = static_cast<const std::byte*>(cache.data) +
+             job.params.layer * cache.layer_stride() * bits / 8;
+    in_place_ = cache.dtype == O::kDType && cache.block_size >= 4;
+    for (int i = 0; i < kTile; ++i) copied_.offsets[i] = i * job.width * sizeof(Element);
+    for (int i = 0; i < kTile / 4; ++i) copied_.quads[i] = copied_.offsets[4 * i];
   }
 
   // `after`: the task that this thread runs next, or null.
@@ -55,20 +39,27 @@ class TaskRunner {
     unit_ = job_.plan.units()[task.unit];
     head_rows_ = unit_.num_queries * job_.group;
     start_rows();
+    const AttentionPass* passes = job_.plan.passes();
     for (std::int32_t i = unit_.first_pass; i < unit_.end_pass; ++i) {
-      const AttentionPass* passes = job_.plan.passes();
+      Ahead ahead;
       if (i + 1 < unit_.end_pass) {
-        run_pass(passes[i], passes + i + 1, task.first_head);
+        ahead = {tiles_of(job_, passes[i + 1]), task.first_head};
       } else if (after != nullptr) {
-        run_pass(passes[i], passes + job_.plan.units()[after->unit].first_pass, after->first_head);
-      } else {
-        run_pass(passes[i], nullptr, task.first_head);
+        const AttentionUnit& unit = job_.plan.units()[after->unit];
+        ahead = {tiles_of(job_, passes[unit.first_pass]), after->first_head};
       }
+      run_pass(passes[i], ahead);
     }
     finish_rows();
   }
 
  private:
+  // What this thread reads after a pass: nothing where it has no tiles.
+  struct Ahead {
+    PassTiles tiles;
+    std::int32_t head = 0;
+  };
+
   // Rows are in order of KV head, span, query, query head. Calls f(row, position of the query,
   // where the row starts in the query and the output) for each.
   template <typename F>
@@ -97,200 +88,290 @@ class TaskRunner {
     return row;
   }
 
-  // Packs the queries, scaled so that their products are exponents of 2, and empties the softmaxes.
-  void start_rows() {
+  // Scales the queries so that their products are exponents of 2, and empties the softmaxes.
+  [[gnu::noinline]] void start_rows() {
     const PagedAttentionParams& p = job_.params;
     const Vec scale = splat(p.softcap != 0.0f ? p.scale / p.softcap : p.scale * kLog2E);
     for_each_row([&](int row, std::int32_t position, std::int64_t from) {
-      Element* to = query_ + row * width_;
+      Element* to = scratch_.query + row * job_.width;
       for_each_vector(job_.head_dim, [&](std::int64_t i, int n) {
         store(to + i, load_any(p.query_dtype, p.query, from + i, n) * scale);
       });
       scratch_.position[row] = position;
       scratch_.total_largest[row] = kMinusInfinity;
       scratch_.total_sum[row] = 0.0f;
-      clear(scratch_.total_values + row * width_);
+      clear(scratch_.total_values + row * job_.width);
       start_part(row);
     });
   }
 
   void clear(float* values) const {
-    for (int v = 0; v < job_.vectors; ++v) store(values + v * kLanes, zero());
+    for (std::int64_t d = 0; d < job_.width; d += kLanes) store(values + d, zero());
   }
 
   void start_part(int row) {
     scratch_.part_largest[row] = kMinusInfinity;
     scratch_.part_sum[row] = 0.0f;
-    clear(scratch_.part_values + row * width_);
+    clear(scratch_.part_values + row * job_.width);
   }
 
-  PassTiles tiles_of(const AttentionPass& pass) const {
-    const AttentionSpan* spans = job_.plan.spans();
-    const std::int32_t window = job_.params.sliding_window;
-    PassTiles tiles;
-    tiles.seq = spans[pass.first_span].seq;
-    tiles.oldest = spans[pass.first_span].first_position;
-    for (std::int32_t s = pass.first_span; s < pass.end_span; ++s) {
-      const std::int32_t first = spans[s].first_position;
-      const std::int32_t last = first + spans[s].num_queries - 1;
-      if (first < tiles.oldest) tiles.oldest = first;
-      if (last > tiles.newest) tiles.newest = last;
+  [[gnu::noinline]] void run_pass(const AttentionPass& pass, const Ahead& ahead) {
+    const PassTiles tiles = tiles_of(job_, pass);
+    if (tiles.empty()) return;
+    const int begin = first_row(pass.first_span);
+    const int end = first_row(pass.end_span);
+    const auto first_of = [&](std::int32_t head) { return (head - task_.first_head) * head_rows_; };
+    if (end - begin < kPanelRows) {
+      walk(tiles, task_.first_head, task_.end_head, ahead, [&](std::int32_t index, int head) {
+        const int first = first_of(head);
+        if (index % kPartTiles == 0) join_parts(first + begin, first + end);
+        run_few_rows(first + begin, first + end);
+      });
+      return;
     }
-    tiles.oldest = window > 0 && tiles.oldest >= window ? tiles.oldest - window + 1 : 0;
-    // Of spans that skip tiles here none has met a tile before.
-    const std::int32_t seen = tiles.oldest / kTile;
-    tiles.first = pass.first_tile > seen ? pass.first_tile : seen;
-    tiles.end = pass.end_tile;
-    return tiles;
+    for (std::int32_t head = task_.first_head; head < task_.end_head; ++head) {
+      const int first = first_of(head);
+      const bool last = head + 1 == task_.end_head;
+      if (tiles.first % kPartTiles == 0) join_parts(first + begin, first + end);
+      open_panels(first + begin, first + end);
+      walk(tiles, head, head + 1, last ? ahead : Ahead{tiles, head + 1},
+           [&](std::int32_t index, int) {
+             if (index % kPartTiles == 0 && index > tiles.first) {
+               close_panels();
+               join_parts(first + begin, first + end);
+               open_panels(first + begin, first + end);
+             }
+             run_panels();
+           });
+      close_panels();
+    }
   }
 
-  // `after` is the pass that this thread runs next, from KV head `after_head` on, or null.
-  void run_pass(const AttentionPass& pass, const AttentionPass* after, std::int32_t after_head) {
-    const int begin_row = first_row(pass.first_span);
-    const int end_row = first_row(pass.end_span);
-    const PassTiles tiles = tiles_of(pass);
-    if (tiles.first >= tiles.end) return;
-    locate(tiles, tiles.first, &tile_);
+  // Calls f(index of the tile, KV head) for every tile of a pass and heads [first_head, end_head),
+  // with the rows of its keys and values.
+  template <typename F>
+  void walk(const PassTiles& tiles, std::int32_t first_head, std::int32_t end_head,
+            const Ahead& ahead, F&& f) {
+    locate(job_, tiles, tiles.first, &tile_);
     for (std::int32_t index = tiles.first; index < tiles.end; ++index) {
-      if (index % kPartTiles == 0) join_parts(begin_row, end_row);
-      const bool last = index + 1 == tiles.end;
-      std::int32_t next_head = task_.first_head;
-      if (!last) {
-        locate(tiles, index + 1, &next_);
-      } else if (after != nullptr) {
-        const PassTiles after_tiles = tiles_of(*after);
-        next_head = after_head;
-        if (after_tiles.first < after_tiles.end) locate(after_tiles, after_tiles.first, &next_);
+      std::int32_t next_head = first_head;
+      if (index + 1 < tiles.end) {
+        locate(job_, tiles, index + 1, &next_);
+      } else if (!ahead.tiles.empty()) {
+        locate(job_, ahead.tiles, ahead.tiles.first, &next_);
+        next_head = ahead.head;
       } else {
         next_ = tile_;
       }
-      for (std::int32_t head = task_.first_head; head < task_.end_head; ++head) {
-        const bool goes_on = head + 1 == task_.end_head;
+      for (std::int32_t head = first_head; head < end_head; ++head) {
+        const bool goes_on = head + 1 == end_head;
         find_rows(head, goes_on ? next_ : tile_, goes_on ? next_head : head + 1);
-        const int first = (head - task_.first_head) * head_rows_;
-        run_tile(first + begin_row, first + end_row);
+        f(index, head);
       }
       tile_ = next_;
     }
   }
 
-  // A tile of a pass. No table entry is read for positions that none of its queries sees.
-  void locate(const PassTiles& tiles, std::int32_t index, Tile* tile) const {
-    const KvCacheView& cache = job_.params.cache;
-    const ForwardBatch& batch = job_.batch;
-    const BlockId* table = batch.block_tables + batch.table_rows[tiles.seq] * batch.table_stride;
-    const std::int32_t start = index * kTile;
-    tile->start = start;
-    tile->begin = tiles.oldest > start ? tiles.oldest - start : 0;
-    tile->end = tiles.newest + 1 - start < kTile ? tiles.newest + 1 - start : kTile;
-    for (int i = tile->begin; i < tile->end;) {
-      const std::int32_t block = (start + i) >> job_.block_shift;
-      const std::int32_t left = ((block + 1) << job_.block_shift) - start;
-      const int end = left < tile->end ? left : tile->end;
-      const std::int32_t slot = start + i - (block << job_.block_shift);
-      std::int64_t offset = table[block] * cache.block_stride() + slot * job_.head_dim;
-      for (; i < end; ++i, offset += job_.head_dim) tile->offsets[i] = offset;
-    }
-    for (int i = 0; i < tile->begin; ++i) tile->offsets[i] = tile->offsets[tile->begin];
-    for (int i = tile->end; i < kTile; ++i) tile->offsets[i] = tile->offsets[tile->end - 1];
-  }
-
   // One KV head of this tile, and what comes next.
-  void find_rows(std::int32_t head, const Tile& next, std::int32_t next_head) {
-    const KvCacheView& cache = job_.params.cache;
-    const T* key = layer_ + head * cache.head_stride();
-    const T* next_key = layer_ + next_head * cache.head_stride();
-    key_rows_ = {key, tile_.offsets, next_key, next.offsets};
-    value_rows_ = {key + cache.kv_stride(), tile_.offsets, next_key + cache.kv_stride(),
-                   next.offsets};
+  [[gnu::noinline]] void find_rows(std::int32_t head, const Tile& next, std::int32_t next_head) {
+    const std::byte* key = layer_ + head * head_bytes_;
+    const std::byte* next_key = layer_ + next_head * head_bytes_;
+    keys_ = {{key, tile_.offsets, next_key, next.offsets}, tile_.quads, job_.head_dim};
+    values_ = {key + kv_bytes_, tile_.offsets, next_key + kv_bytes_, next.offsets};
+    if (in_place_) return;
+    copy_rows(keys_, scratch_.keys);
+    copy_rows(values_, scratch_.values);
+    const auto* copied_keys = reinterpret_cast<const std::byte*>(scratch_.keys);
+    const auto* copied_values = reinterpret_cast<const std::byte*>(scratch_.values);
+    keys_ = {
+        {copied_keys, copied_.offsets, copied_keys, copied_.offsets}, copied_.quads, job_.width};
+    values_ = {copied_values, copied_.offsets, copied_values, copied_.offsets};
   }
 
-  // Positions of the tile at `start` that a query at `position` sees: [begin, end) from the tile
-  // on.
-  void visible(std::int32_t position, std::int32_t start, int* begin, int* end) const {
+  // A tile's rows as Elements -> out [kTile][width].
+  [[gnu::noinline]] void copy_rows(const TileRows& rows, Element* out) const {
+    const DType dtype = job_.params.cache.dtype;
+    for (int i = tile_.begin / 2 * 2; i < round_up(tile_.end, 2); ++i) {
+      const auto* row = rows.row<std::byte>(i);
+      for (std::int64_t at = 0; at < job_.row_bytes; at += kLineBytes) {
+        prefetch_l2(rows.next_row(i) + at);
+      }
+      for_each_vector(job_.head_dim, [&](std::int64_t d, int n) {
+        store(out + i * job_.width + d, load_any(dtype, row, d, n));
+      });
+    }
+  }
+
+  // Positions of the tile that a query at `position` sees: [begin, end) from its start on.
+  void visible(std::int32_t position, int* begin, int* end) const {
     const std::int32_t window = job_.params.sliding_window;
-    const std::int32_t oldest = window > 0 ? position - window + 1 - start : 0;
-    const std::int32_t newest = position - start;
+    const std::int32_t oldest = window > 0 ? position - window + 1 - tile_.start : 0;
+    const std::int32_t newest = position - tile_.start;
     *begin = oldest > 0 ? oldest : 0;
     *end = newest + 1 < kTile ? newest + 1 : kTile;
   }
 
-  void run_tile(int begin_row, int end_row) {
-    const std::int32_t start = tile_.start;
-    const auto sees = [&](int row) {
-      int begin = 0;
-      int end = 0;
-      visible(scratch_.position[row], start, &begin, &end);
-      return begin < end;
-    };
-    while (begin_row < end_row && !sees(begin_row)) ++begin_row;
-    while (begin_row < end_row && !sees(end_row - 1)) --end_row;
-    if (end_row - begin_row <= kMaxRows) {
-      if (begin_row < end_row) run_few_rows(start, begin_row, end_row - begin_row);
+  bool sees(int row) const {
+    int begin = 0;
+    int end = 0;
+    visible(scratch_.position[row], &begin, &end);
+    return begin < end;
+  }
+
+  [[gnu::noinline]] void run_few_rows(int begin, int end) {
+    while (begin < end && !sees(begin)) ++begin;
+    while (begin < end && !sees(end - 1)) --end;
+    for (int row = begin; row < end; row += kFewRows) {
+      const int last = (row + kFewRows < end ? row + kFewRows : end) - 1;
+      if (last == row) {
+        run_rows<1>(row, last);
+      } else if (last == row + 1) {
+        run_rows<2>(row, last);
+      } else {
+        run_rows<kFewRows>(row, last);
+      }
+    }
+  }
+
+  // Rows [first, last], where R - 1 more at most are the last one again.
+  template <int R>
+  void run_rows(int first, int last) {
+    const Element* query[R];
+    const Element* weights[R];
+    float* sums[R];
+    for (int r = 0; r < R; ++r) {
+      const int row = first + r < last ? first + r : last;
+      query[r] = scratch_.query + row * job_.width;
+      weights[r] = scratch_.weights + (row - first) * kTile;
+      sums[r] = scratch_.part_values + row * job_.width;
+    }
+    score_rows<O, R>(query, keys_, tile_.begin, tile_.end, job_.head_dim, scratch_.scores);
+    for (int row = first; row <= last; ++row) weigh_row_of_tile(row, row - first);
+    add_values<O, R>(weights, values_, tile_.begin, tile_.end, job_.head_dim, sums);
+  }
+
+  void weigh_row_of_tile(int row, int i) {
+    Element* weights = scratch_.weights + i * kTile;
+    int begin = 0;
+    int end = 0;
+    visible(scratch_.position[row], &begin, &end);
+    if (begin >= end) {
+      for (int k = 0; k < kTile; k += kLanes) store(weights + k, zero());
       return;
     }
-    pack_keys<O>(key_rows_, job_.head_dim, keys_);
-    pack_values<O>(value_rows_, job_.head_dim, job_.vectors, values_);
-    for (int row = begin_row; row < end_row; row += kScoreRows) {
-      run_rows(start, row, end_row - row < kScoreRows ? end_row - row : kScoreRows);
-    }
+    const RowSoftmax softmax{scratch_.part_largest + row, scratch_.part_sum + row,
+                             scratch_.part_values + row * job_.width};
+    weigh_row<O>(scratch_.scores + i * kTile, begin, end, job_.params.softcap * kLog2E, job_.width,
+                 softmax, weights);
   }
 
-  void run_rows(std::int32_t start, int first, int rows) {
-    const std::int64_t words = job_.head_dim / O::kPerWord;
-    multiply<O>(rows, {query_ + first * width_, width_}, {keys_, kTile * O::kPerWord}, words,
-                {scratch_.scores, kTile}, kTile / kLanes, false);
-    weigh_scores(start, first, rows);
-    multiply<O>(rows, {weights_, kTile}, {values_, width_ * O::kPerWord}, kTile / O::kPerWord,
-                {scratch_.part_values + first * width_, width_}, job_.vectors, true);
-  }
-
-  // The same for rows <= kMaxRows, from keys and values where they lie.
-  void run_few_rows(std::int32_t start, int first, int rows) {
-    with_rows(rows, [&](auto count) {
-      score_rows<O, count.value>({query_ + first * width_, width_}, key_rows_, tile_.begin,
-                                 tile_.end, job_.head_dim, scratch_.scores);
-    });
-    weigh_scores(start, first, rows);
-    const Matrix<float> sums{scratch_.part_values + first * width_, width_};
-    const auto add = [&](auto vectors, int v) {
-      with_rows(rows, [&](auto count) {
-        add_values<O, count.value, vectors.value>(weights_, value_rows_, tile_.begin, tile_.end,
-                                                  v * kLanes, job_.head_dim, sums);
-      });
-    };
-    int v = 0;
-    for (; v + kMaxVectors <= job_.vectors; v += kMaxVectors) add(Constant<kMaxVectors>{}, v);
-    if (v + 2 <= job_.vectors) {
-      add(Constant<2>{}, v);
-      v += 2;
-    }
-    if (v < job_.vectors) add(Constant<1>{}, v);
-  }
-
-  void weigh_scores(std::int32_t start, int first, int rows) {
-    const float softcap = job_.params.softcap * kLog2E;
-    for (int i = 0; i < rows; ++i) {
-      const int row = first + i;
-      Element* weights = weights_ + i * kTile;
-      int begin = 0;
-      int end = 0;
-      visible(scratch_.position[row], start, &begin, &end);
-      if (begin >= end) {
-        for (int k = 0; k < kTile; k += kLanes) store(weights + k, zero());
-        continue;
+  // Lays rows [begin, end) out as panels; close_panels() takes back what has become of them.
+  void open_panels(int begin, int end) {
+    first_panel_row_ = begin;
+    num_panel_rows_ = end - begin;
+    for (int i = 0; i < num_panel_rows_; i += kLanes) {
+      const int row = begin + i;
+      const std::int64_t at = i * job_.width;
+      const std::int64_t units = job_.width / O::kPerWord;
+      to_panel(reinterpret_cast<const float*>(scratch_.query + row * job_.width), units, units,
+               reinterpret_cast<float*>(scratch_.query_panels + at));
+      to_panel(scratch_.part_values + row * job_.width, job_.width, job_.width,
+               scratch_.value_panels + at);
+      // Lanes behind the last row see what it sees.
+      for (int j = row; j < row + kLanes; ++j) {
+        scratch_.panel_position[j - begin] =
+            static_cast<float>(scratch_.position[j < end ? j : end - 1]);
       }
-      const Softmax softmax{scratch_.part_largest + row, scratch_.part_sum + row,
-                            scratch_.part_values + row * width_};
-      add_scores(scratch_.scores + i * kTile, begin, end, softcap, job_.vectors, softmax, weights);
     }
   }
 
-  // Joins the parts of rows [begin, end) of every KV head to their totals and starts new ones.
-  void join_parts(int begin, int end) {
-    for (std::int32_t head = 0; head < task_.end_head - task_.first_head; ++head) {
-      for (int row = begin; row < end; ++row) join_part(head * head_rows_ + row);
+  void close_panels() {
+    for (int i = 0; i < num_panel_rows_; i += kLanes) {
+      const int left = num_panel_rows_ - i;
+      from_panel(scratch_.value_panels + i * job_.width, job_.width,
+                 scratch_.part_values + (first_panel_row_ + i) * job_.width, job_.width,
+                 left < kLanes ? left : kLanes);
     }
+  }
+
+  [[gnu::noinline]] void run_panels() {
+    int begin = 0;
+    int end = num_panel_rows_;
+    while (begin < end && !sees(first_panel_row_ + begin)) ++begin;
+    while (begin < end && !sees(first_panel_row_ + end - 1)) --end;
+    if (begin == end) return;
+    pack_values<O>(values_, tile_.begin, tile_.end, job_.head_dim, job_.width,
+                   scratch_.value_words);
+    int panel = begin / kLanes;
+    const int first = panel;
+    const int end_panel = (end + kLanes - 1) / kLanes;
+    while (panel < end_panel) {
+      with_panels(end_panel - panel, [&](auto count) {
+        run_panel_group<count.value>(panel, panel == first);
+        panel += count.value;
+      });
+    }
+  }
+
+  // V panels from `panel` on; the first ones of a tile fetch the next.
+  template <int V>
+  void run_panel_group(int panel, bool fetches) {
+    const std::int64_t width = job_.width;
+    const std::int64_t size = width * kLanes;
+    const Panels<const Element> query{scratch_.query_panels + panel * size, size};
+    for (int k = tile_.begin / kPanelKeys * kPanelKeys; k < tile_.end; k += kPanelKeys) {
+      const Element* key = keys_.quad<Element>(k);
+      const std::int64_t stride = keys_.stride;
+      if (fetches) prefetch_next(k);
+      multiply_panels<O, V>({key, key + stride, key + 2 * stride, key + 3 * stride}, O::kPerWord,
+                            query, job_.head_dim / O::kPerWord,
+                            {scratch_.scores + k * kLanes, kTile * kLanes}, false);
+    }
+    for (int v = 0; v < V; ++v) weigh_panel_of_tile(panel + v, v);
+    const int begin = tile_.begin / O::kPerWord * O::kPerWord;
+    const std::int64_t words = (tile_.end - begin + O::kPerWord - 1) / O::kPerWord;
+    const Panels<const Element> weights{scratch_.weights + begin * kLanes, kTile * kLanes};
+    for (std::int64_t d = 0; d < job_.head_dim; d += kPanelKeys) {
+      const Element* value = scratch_.value_words + begin * width + d * O::kPerWord;
+      multiply_panels<O, V>(
+          {value, value + O::kPerWord, value + 2 * O::kPerWord, value + 3 * O::kPerWord},
+          width * O::kPerWord, weights, words,
+          {scratch_.value_panels + panel * size + d * kLanes, size}, true);
+    }
+  }
+
+  void prefetch_next(int position) const {
+    for (int i = position; i < position + kPanelKeys; ++i) {
+      for (std::int64_t at = 0; at < job_.row_bytes; at += kLineBytes) {
+        prefetch_l2(keys_.next_row(i) + at);
+        prefetch_l2(values_.next_row(i) + at);
+      }
+    }
+  }
+
+  void weigh_panel_of_tile(int panel, int i) {
+    const int at = panel * kLanes;
+    const int row = first_panel_row_ + at;
+    const int rows = num_panel_rows_ - at < kLanes ? num_panel_rows_ - at : kLanes;
+    const Vec position = load(scratch_.panel_position + at) - splat(tile_.start);
+    const float window = static_cast<float>(job_.params.sliding_window);
+    PanelSight sight;
+    sight.begin = window > 0.0f ? position - splat(window - 1.0f) : zero();
+    sight.end = position + splat(1.0f);
+    sight.all = max_lane(zero() - sight.end) <= -kTile && max_lane(sight.begin) <= 0.0f;
+    Vec largest = load(scratch_.part_largest + row);
+    Vec sum = load(scratch_.part_sum + row);
+    weigh_panel<O>(scratch_.scores + i * (kTile * kLanes), sight, job_.params.softcap * kLog2E,
+                   job_.width,
+                   {&largest, &sum, scratch_.value_panels + panel * kLanes * job_.width},
+                   scratch_.weights + i * (kTile * kLanes));
+    store_n(scratch_.part_largest + row, largest, rows);
+    store_n(scratch_.part_sum + row, sum, rows);
+  }
+
+  // Joins the parts of rows [begin, end) to their totals and starts new ones.
+  [[gnu::noinline]] void join_parts(int begin, int end) {
+    for (int row = begin; row < end; ++row) join_part(row);
   }
 
   void join_part(int row) {
@@ -300,11 +381,11 @@ class TaskRunner {
     const float largest = part > total ? part : total;
     const Vec part_factor = exp2(splat(part - largest));
     const Vec total_factor = exp2(splat(total - largest));
-    float* part_values = scratch_.part_values + row * width_;
-    float* total_values = scratch_.total_values + row * width_;
-    for (int v = 0; v < job_.vectors; ++v) {
-      const Vec sum = load(total_values + v * kLanes) * total_factor;
-      store(total_values + v * kLanes, fma(load(part_values + v * kLanes), part_factor, sum));
+    const float* part_values = scratch_.part_values + row * job_.width;
+    float* total_values = scratch_.total_values + row * job_.width;
+    for (std::int64_t d = 0; d < job_.width; d += kLanes) {
+      const Vec sum = load(total_values + d) * total_factor;
+      store(total_values + d, fma(load(part_values + d), part_factor, sum));
     }
     scratch_.total_sum[row] = scratch_.total_sum[row] * first_lane(total_factor) +
                               scratch_.part_sum[row] * first_lane(part_factor);
@@ -312,11 +393,11 @@ class TaskRunner {
     start_part(row);
   }
 
-  void finish_rows() {
+  [[gnu::noinline]] void finish_rows() {
     const PagedAttentionParams& p = job_.params;
-    join_parts(0, head_rows_);
+    join_parts(0, head_rows_ * (task_.end_head - task_.first_head));
     for_each_row([&](int row, std::int32_t, std::int64_t to) {
-      const float* values = scratch_.total_values + row * width_;
+      const float* values = scratch_.total_values + row * job_.width;
       const Vec factor = splat(1.0f / scratch_.total_sum[row]);
       // Adding 0 turns -0, which a weight of 0 may or may not have made of a sum, into 0.
       for_each_vector(job_.head_dim, [&](std::int64_t i, int n) {
@@ -326,31 +407,32 @@ class TaskRunner {
   }
 
   const AttentionJob& job_;
-  AttentionScratch scratch_;
-  const std::int64_t width_;
-  const T* layer_;
-  Element* query_;
-  Element* keys_;
-  Element* values_;
-  Element* weights_;
+  AttentionScratch<Element> scratch_;
+  std::int64_t head_bytes_;
+  std::int64_t kv_bytes_;
+  const std::byte* layer_;
+  bool in_place_;  // the cache is made of Elements, and quads of keys lie in one block
+  Tile copied_;    // where rows lie that do not stay in the cache
   Tile tile_;
   Tile next_;
-  TileRows<T> key_rows_;
-  TileRows<T> value_rows_;
+  KeyRows keys_;
+  TileRows values_;
   AttentionTask task_;
   AttentionUnit unit_;
   int head_rows_ = 0;  // rows of one KV head
+  int first_panel_row_ = 0;
+  int num_panel_rows_ = 0;
 };
 
 // Threads take tasks as they get free, the most expensive first.
-template <typename T, typename O>
+template <typename O>
 void run_tasks(const AttentionJob& job, Context& context) {
-  const std::int64_t bytes = round_up(AttentionScratch::bytes(job), 64);
+  const std::int64_t bytes = round_up(AttentionScratch<typename O::Element>::bytes(job), 64);
   std::byte* memory = context.workspace.reserve(bytes * context.pool.size());
   const std::int64_t num_tasks = job.plan.num_tasks();
   std::int64_t next = 0;
   context.pool.run([&](int thread) {
-    TaskRunner<T, O> runner(job, memory + thread * bytes);
+    TaskRunner<O> runner(job, memory + thread * bytes);
     const auto take = [&]() -> const AttentionTask* {
       const std::int64_t task = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
       return task < num_tasks ? job.plan.tasks() + task : nullptr;
@@ -365,12 +447,12 @@ void run_tasks(const AttentionJob& job, Context& context) {
 
 // How keys and values in bfloat16 are multiplied.
 template <bool kHasDot>
-struct Bf16Operands {
-  using Type = FloatOperands<BFloat16>;
+struct Bf16Words {
+  using Type = FloatWords;
 };
 template <>
-struct Bf16Operands<true> {
-  using Type = PairOperands<Bf16Dot>;
+struct Bf16Words<true> {
+  using Type = PairWords<Bf16Dot>;
 };
 
 }  // namespace
@@ -385,17 +467,15 @@ void paged_attention(const ForwardBatch& batch, const PagedAttentionParams& para
       .params = params,
       .plan = plan,
       .head_dim = head_dim,
+      .width = round_up(head_dim, 2 * kLanes),
+      .row_bytes = head_dim * dtype_bits(params.cache.dtype) / 8,
       .block_shift = __builtin_ctzll(params.cache.block_size),
       .group = static_cast<int>(params.num_heads / params.cache.num_kv_heads),
-      .vectors = static_cast<int>((head_dim + kLanes - 1) / kLanes),
   };
-  switch (params.cache.dtype) {
-    case DType::kBFloat16:
-      return run_tasks<BFloat16, Bf16Operands<kHasBf16Dot>::Type>(job, context);
-    case DType::kFloat16:
-      return run_tasks<Float16, FloatOperands<Float16>>(job, context);
-    default:
-      return run_tasks<float, FloatOperands<float>>(job, context);
+  if (params.cache.dtype == DType::kBFloat16) {
+    run_tasks<Bf16Words<kHasBf16Dot>::Type>(job, context);
+  } else {
+    run_tasks<FloatWords>(job, context);
   }
 }
 

@@ -2,12 +2,11 @@
 
 #include <cstddef>
 
-#include "cpp/backend/cpu/kernels/attention_tile.h"
+#include "cpp/backend/cpu/kernels/attention_few.h"
+#include "cpp/backend/cpu/kernels/attention_panels.h"
 
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
-// Rows whose scores are held at a time.
-inline constexpr int kScoreRows = 24;
 inline constexpr std::int64_t round_up(std::int64_t n, std::int64_t step) {
   return (n + step - 1) / step * step;
 }
@@ -18,53 +17,61 @@ struct AttentionJob {
   const PagedAttentionParams& params;
   const AttentionPlan& plan;
   std::int64_t head_dim;
-  int block_shift;  // log2 of block_size
-  int group;        // query heads of a KV head
-  int vectors;      // of a row of values
+  std::int64_t width;      // head_dim rounded up to two vectors
+  std::int64_t row_bytes;  // of one position's key or value in the cache
+  int block_shift;         // log2 of block_size
+  int group;               // query heads of a KV head
 };
 
-// One thread's arrays, carved from the workspace.
+// One thread's arrays, carved from the workspace. Elements are those of words; `rows` are those of
+// a task, rounded up to whole panels.
+template <typename Element>
 struct AttentionScratch {
-  float* query;            // [rows][head_dim rounded up to vectors]; bfloat16 for pairs
-  float* keys;             // [head_dim][kTile]
-  float* values;           // [kTile][vectors * kLanes]
-  float* scores;           // [kScoreRows][kTile]
-  float* weights;          // [kScoreRows][kTile]
-  float* part_values;      // [rows][vectors * kLanes]
+  Element* query;          // [rows][width]
+  float* part_values;      // [rows][width]
   float* total_values;     // same
   float* part_largest;     // [rows]
   float* part_sum;         // [rows]
   float* total_largest;    // [rows]
   float* total_sum;        // [rows]
   std::int32_t* position;  // [rows] of each row's query
+  Element* keys;           // [kTile][width], of a cache that is not made of Elements
+  Element* values;         // same
+  Element* value_words;    // [kTile][width]
+  Element* query_panels;   // [rows / kLanes][width][kLanes]
+  float* value_panels;     // same
+  float* panel_position;   // [rows]
+  float* scores;           // [kMaxPanels][kTile][kLanes], or [kFewRows][kTile]
+  Element* weights;        // same
+
+  AttentionScratch(const AttentionJob& job, std::byte* memory) { lay_out(job, memory); }
 
   static std::int64_t bytes(const AttentionJob& job) {
-    const std::int64_t width = job.vectors * kLanes;
-    const std::int64_t rows = round_up(job.plan.max_task_rows(), 16);
-    return 4 * (3 * rows * width + 2 * kTile * width + 2 * kScoreRows * kTile + 5 * rows);
+    return AttentionScratch(job, nullptr).lay_out(job, nullptr);
   }
 
-  AttentionScratch(const AttentionJob& job, std::byte* memory) {
-    const std::int64_t width = job.vectors * kLanes;
-    const std::int64_t rows = round_up(job.plan.max_task_rows(), 16);
-    auto* next = reinterpret_cast<float*>(memory);
-    const auto take = [&](std::int64_t count) {
-      float* taken = next;
-      next += count;
-      return taken;
+ private:
+  std::int64_t lay_out(const AttentionJob& job, std::byte* memory) {
+    const std::int64_t rows = round_up(job.plan.max_task_rows(), kLanes) + kLanes;
+    std::int64_t bytes = 0;
+    const auto take = [&](auto*& array, std::int64_t count) {
+      array = reinterpret_cast<std::remove_reference_t<decltype(array)>>(memory + bytes);
+      bytes += round_up(count * sizeof(*array), 64);
     };
-    query = take(rows * width);
-    keys = take(kTile * width);
-    values = take(kTile * width);
-    scores = take(kScoreRows * kTile);
-    weights = take(kScoreRows * kTile);
-    part_values = take(rows * width);
-    total_values = take(rows * width);
-    part_largest = take(rows);
-    part_sum = take(rows);
-    total_largest = take(rows);
-    total_sum = take(rows);
-    position = reinterpret_cast<std::int32_t*>(take(rows));
+    take(query, rows * job.width);
+    take(part_values, rows * job.width);
+    take(total_values, rows * job.width);
+    for (float** array : {&part_largest, &part_sum, &total_largest, &total_sum}) take(*array, rows);
+    take(position, rows);
+    take(keys, kTile * job.width);
+    take(values, kTile * job.width);
+    take(value_words, kTile * job.width);
+    take(query_panels, rows * job.width);
+    take(value_panels, rows * job.width);
+    take(panel_position, rows);
+    take(scores, kMaxPanels * kTile * kLanes);
+    take(weights, kMaxPanels * kTile * kLanes);
+    return bytes;
   }
 };
 

@@ -16,20 +16,15 @@ std::int64_t round_up(std::int64_t n, std::int64_t step) { return (n + step - 1)
 // read side by side, push each other out.
 bool aliases(std::int64_t row_bytes) { return row_bytes % 1024 == 0; }
 
-// Converts rows of x to `dtype`, with zeros up to padded_inputs.
-void convert_rows(const LinearParams& params, DType dtype, std::int64_t padded_inputs,
-                  std::int64_t stride, void* out, ThreadPool& pool) {
+// Converts rows of x to `dtype`.
+void convert_rows(const LinearParams& params, DType dtype, std::int64_t stride, void* out,
+                  ThreadPool& pool) {
   for_each_row_range(
       pool, params.num_rows, 2 * params.in_features, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t row = begin; row < end; ++row) {
-          const std::int64_t from = row * params.x_stride;
-          const std::int64_t to = row * stride;
           for_each_vector(params.in_features, [&](std::int64_t i, int n) {
-            store_any(dtype, out, to + i, load_any(params.x_dtype, params.x, from + i, n), n);
-          });
-          const std::int64_t end = to + params.in_features;
-          for_each_vector(padded_inputs - params.in_features, [&](std::int64_t i, int n) {
-            store_any(dtype, out, end + i, zero(), n);
+            const Vec x = load_any(params.x_dtype, params.x, row * params.x_stride + i, n);
+            store_any(dtype, out, row * stride + i, x, n);
           });
         }
       });
@@ -121,23 +116,19 @@ void linear(const LinearParams& params, Context& context) {
   if (weights == DType::kInt8 || weights == DType::kInt4) return linear_quantized(params, context);
   const bool dot = kHasBf16Dot && weights == DType::kBFloat16;
   const DType operand = dot ? DType::kBFloat16 : DType::kFloat32;
-  // Kernels read whole steps of inputs.
-  const std::int64_t padded_inputs =
-      round_up(params.in_features, kQuadBytes / (dtype_bits(weights) / 8));
   const std::int64_t size = dot ? 2 : 4;
-  const bool spread =
-      params.num_rows > 1 && params.num_rows <= kStreamRows && aliases(params.x_stride * size);
-  const bool in_place = params.x_dtype == operand && padded_inputs == params.in_features && !spread;
+  const bool spread = params.num_rows > 1 && aliases(params.x_stride * size);
+  const bool in_place = params.x_dtype == operand && !spread;
 
-  const std::int64_t stride =
-      padded_inputs + (aliases(padded_inputs * size) ? kAlignment / size : 0);
+  const std::int64_t whole_lines = round_up(params.in_features, kAlignment / size);
+  const std::int64_t stride = whole_lines + (aliases(whole_lines * size) ? kAlignment / size : 0);
   const std::int64_t x_bytes = in_place ? 0 : round_up(params.num_rows * stride * size, kAlignment);
   const std::int64_t scratch_bytes = round_up(linear_scratch_bytes(params), kAlignment);
   std::byte* memory = context.workspace.reserve(x_bytes + context.pool.size() * scratch_bytes);
 
   LinearTask task{params, params.x, params.x_stride, memory + x_bytes, scratch_bytes};
   if (!in_place) {
-    convert_rows(params, operand, padded_inputs, stride, memory, context.pool);
+    convert_rows(params, operand, stride, memory, context.pool);
     task.x = memory;
     task.x_stride = stride;
   }
@@ -148,8 +139,7 @@ void linear(const LinearParams& params, Context& context) {
 
 std::int64_t linear_scratch_bytes(const LinearParams& params) {
   const std::int64_t rows = round_up(params.num_rows, kTileRows) + kStreamRows;
-  const std::int64_t count = (kPanelBlocks + 1) * kBlockFloats + rows * kPanelWidth;
-  return count * static_cast<std::int64_t>(sizeof(float));
+  return kPanelBytes + kCopyBytes + rows * kPanelWidth * static_cast<std::int64_t>(sizeof(float));
 }
 
 void store_outputs(const LinearParams& params, const OutputRange& range, std::int64_t row,

@@ -4,8 +4,7 @@
 
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
-// A linear op with x as the weights' format reads it: rows of x_stride operands, with zeros from
-// in_features up to a whole number of steps.
+// A linear op with x as the weights' format reads it: rows of x_stride operands.
 struct LinearTask {
   const LinearParams& params;
   const void* x;

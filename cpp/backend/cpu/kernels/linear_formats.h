@@ -5,12 +5,9 @@
 
 #include <cstdint>
 
-// How one dtype of weights meets x. Sums run over steps of kStepInputs inputs, which are 16 bytes
-// of a weight's row: kQuads quads of 32-bit units of kUnitInputs inputs each. A Vec of weights
-// holds a quad of kLanes / 4 outputs, and the quad of x beside it is the same in all its groups,
-// so that an output has four sums, of the units at 4i, 4i + 1, ..; those are added at the end of a
-// segment. (A unit of kLanes outputs in a Vec would do with one sum, but putting such together
-// takes three times the shuffles.)
+// How one dtype of weights meets x. Of floats, a Vec holds kVecInputs inputs of one output, those
+// of weights and of x side by side as they lie in memory, so that an output has kLanes sums, which
+// are added at the end of a segment.
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
 // Weights widened to float32, one fused multiply-add an input.
@@ -20,19 +17,20 @@ struct FmaFormat {
   using Operand = float;
   using Sums = Vec;
   static constexpr bool kQuantized = false;
+  static constexpr bool kInPlace = sizeof(T) == sizeof(float);  // weights are operands
   static constexpr int kUnitInputs = 1;
-  static constexpr int kQuads = sizeof(float) / sizeof(T);
-  static constexpr int kStepInputs = 4 * kQuads;
+  static constexpr int kVecInputs = kLanes;
 
-  // A step of the outputs at p, p + stride, .. (in bytes).
-  static void load_step(const void* p, std::int64_t stride, Vec (&quads)[kQuads]) {
-    if constexpr (kQuads == 1) {
-      quads[0] = load_quads(p, stride);
-    } else {
-      widen_quads(T{}, load_quads(p, stride), quads);
-    }
+  static constexpr std::int64_t weight_bytes(std::int64_t inputs) { return inputs * sizeof(T); }
+  template <typename U>
+  static Vec load_inputs(const U* p) {
+    return load(p);
   }
-  static Sums no_sums() { return zero(); }
+  // The first n, the rest 0.
+  template <typename U>
+  static Vec load_inputs(const U* p, int n) {
+    return load_n(p, n);
+  }
   static Sums multiply_add(Sums sums, Vec w, Vec x) { return fma(w, x, sums); }
   // One unit of the first n outputs where outputs lie side by side; inputs are stride apart.
   static Vec load_outputs(const Weight* w, std::int64_t, std::int64_t, int n) {
@@ -47,14 +45,13 @@ struct PairDotFormat {
   using Operand = BFloat16;
   using Sums = Vec;
   static constexpr bool kQuantized = false;
+  static constexpr bool kInPlace = true;
   static constexpr int kUnitInputs = 2;
-  static constexpr int kQuads = 1;
-  static constexpr int kStepInputs = 8;
+  static constexpr int kVecInputs = 2 * kLanes;
 
-  static void load_step(const void* p, std::int64_t stride, Vec (&quads)[kQuads]) {
-    quads[0] = load_quads(p, stride);
-  }
-  static Sums no_sums() { return zero(); }
+  static constexpr std::int64_t weight_bytes(std::int64_t inputs) { return 2 * inputs; }
+  static Vec load_inputs(const BFloat16* p) { return Dot::load_pairs(p); }
+  static Vec load_inputs(const BFloat16* p, int n) { return Dot::load_pairs_n(p, n); }
   static Sums multiply_add(Sums sums, Vec w, Vec x) { return Dot::dot_pairs(sums, w, x); }
   static Vec load_outputs(const Weight* w, std::int64_t stride, std::int64_t num_inputs, int n) {
     return Dot::zip_pairs(w, num_inputs > 1 ? w + stride : nullptr, n);
@@ -73,7 +70,9 @@ using Bf16Format = Bf16FormatOf<kHasBf16Dot>::Type;
 
 // Weights of 8 or 4 bits. x is rounded to signed bytes with one scale for every group of inputs, so
 // that a group's sum of products is an exact integer; groups are added in float32 in their order.
-// An output is the same for every instruction set but for the last bits of that addition.
+// An output is the same for every instruction set but for the last bits of that addition. Sums run
+// over steps of kStepInputs inputs, which are 16 bytes of a weight's row: kQuads quads of 32-bit
+// units of kUnitInputs inputs each. A Vec of weights holds a quad of kLanes / 4 outputs.
 template <int kBits>
 struct QuantizedFormat {
   using Weight = std::uint8_t;
@@ -85,6 +84,8 @@ struct QuantizedFormat {
   static constexpr int kStepInputs = 16 * kQuads;
   static constexpr int kOffset = kBits == 8 ? 128 : 8;  // of weights as load_step gives them
 
+  static constexpr std::int64_t weight_bytes(std::int64_t inputs) { return inputs * kBits / 8; }
+  // A step of the outputs at p, p + stride, .. (in bytes).
   static void load_step(const void* p, std::int64_t stride, Vec (&quads)[kQuads]) {
     const Vec raw = load_quads(p, stride);
     if constexpr (kBits == 8) {
@@ -96,7 +97,6 @@ struct QuantizedFormat {
   }
   static Sums no_sums() { return Bytes::splat_sum(0); }
   static Sums multiply_add(Sums sums, Vec w, Vec x) { return Bytes::dot(sums, w, x); }
-  static Vec load_outputs(const Weight*, std::int64_t, std::int64_t, int) { return zero(); }
 };
 
 }  // namespace pagedcore::cpu::PAGEDCORE_ISA

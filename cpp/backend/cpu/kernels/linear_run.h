@@ -1,6 +1,7 @@
 #pragma once
 
 #include "cpp/backend/cpu/kernels/linear.h"
+#include "cpp/backend/cpu/kernels/linear_outputs.h"
 #include "cpp/backend/cpu/kernels/linear_quantized.h"
 #include "cpp/backend/cpu/kernels/partition.h"
 
@@ -13,26 +14,14 @@ inline constexpr int kTileRows = kNumRegisters >= 32 ? 6 : 3;
 inline constexpr int kSmallTileRows = kNumRegisters >= 32 ? 4 : 2;
 inline constexpr std::int64_t kMaxFirstPrefetch = 32 << 10;
 
-inline constexpr std::int64_t num_groups(std::int64_t num_outputs) {
-  return (num_outputs + kLanes - 1) / kLanes;
-}
-
-// Groups of kLanes outputs of all weights, one weight after the other.
-inline std::int64_t num_groups(const LinearParams& params) {
-  std::int64_t count = 0;
-  const int num_weights = params.epilogue == LinearEpilogue::kGated ? 1 : params.num_weights;
-  for (int i = 0; i < num_weights; ++i) count += num_groups(params.weights[i].out_features);
-  return count;
-}
-
-// Blocks computed together: outputs of one weight, or as many of gate and behind them of up.
+// Inputs that are multiplied at once for all rows.
 template <typename F>
-struct Panel {
-  OutputRange range;
-  int num_groups;
-  int num_blocks;
-  Block<F> blocks[kPanelBlocks];
-};
+constexpr std::int64_t pass_inputs() {
+  if constexpr (F::kQuantized)
+    return kSegmentQuads * 4 * F::kUnitInputs;
+  else
+    return segment_inputs<F>();
+}
 
 template <typename F>
 class LinearRunner {
@@ -42,80 +31,38 @@ class LinearRunner {
   LinearRunner(const LinearTask& task, int thread)
       : task_(task),
         params_(task.params),
+        outputs_(task.params),
         x_(static_cast<const Operand*>(task.x)),
         x_stride_(task.x_stride),
-        panel_(reinterpret_cast<float*>(task.scratch + thread * task.scratch_bytes)),
-        copy_(panel_ + kPanelBlocks * kBlockFloats),
-        sums_(copy_ + kBlockFloats),
-        gated_(params_.epilogue == LinearEpilogue::kGated) {}
+        panel_(task.scratch + thread * task.scratch_bytes),
+        copy_(panel_ + kPanelBytes),
+        sums_(reinterpret_cast<float*>(copy_ + kCopyBytes)) {}
 
-  void run(const Share& share) {
-    row_ = share.rows.begin;
-    row_end_ = share.rows.end;
+  // All groups of `queue` that this thread gets.
+  void run(Span rows, GroupQueue& queue, int thread) {
+    row_ = rows.begin;
+    row_end_ = rows.end;
+    Span groups = queue.first(thread);
+    if (groups.empty()) return;
     const bool streams =
         row_end_ - row_ <= kStreamRows && params_.weights[0].layout == WeightLayout::kOutIn;
-    const std::int64_t end = share.groups.end;
-    Panel<F> panel = panel_at(share.groups.begin, end);
+    Panel<F> panel = outputs_.panel_at(groups.begin, groups.end);
     if (streams) prefetch_block(panel.blocks[0]);
-    for (std::int64_t group = share.groups.begin; group < end;) {
-      group += panel.num_groups;
-      const Panel<F> next = group < end ? panel_at(group, end) : panel;
+    for (bool goes_on = true; goes_on;) {
+      groups.begin += panel.num_groups;
+      if (groups.empty()) groups = queue.take();
+      goes_on = !groups.empty();
+      const Panel<F> next = goes_on ? outputs_.panel_at(groups.begin, groups.end) : panel;
       if (streams) {
         stream(panel, next);
       } else {
-        multiply(panel, next, group < end);
+        multiply(panel, next, goes_on);
       }
       panel = next;
     }
   }
 
  private:
-  // The panel of the groups from `group` on, at most up to `end` and to the end of its weight.
-  Panel<F> panel_at(std::int64_t group, std::int64_t end) const {
-    Panel<F> panel{};
-    std::int64_t limit = end - group;
-    int w = 0;
-    for (; group >= num_groups(params_.weights[w].out_features); ++w) {
-      group -= num_groups(params_.weights[w].out_features);
-      panel.range.column += params_.weights[w].out_features;
-    }
-    const std::int64_t num_outputs = params_.weights[w].out_features;
-    if (num_groups(num_outputs) - group < limit) limit = num_groups(num_outputs) - group;
-    const int most = gated_ ? kPanelBlocks / 2 : kPanelBlocks;
-    panel.num_groups = limit < most ? static_cast<int>(limit) : most;
-    panel.range.weight = w;
-    panel.range.output = group * kLanes;
-    panel.range.column += panel.range.output;
-    const std::int64_t rest = num_outputs - panel.range.output;
-    const int width = panel.num_groups * kLanes;
-    panel.range.num_outputs = rest < width ? static_cast<int>(rest) : width;
-    for (int i = 0; i < panel.num_groups; ++i) {
-      panel.blocks[panel.num_blocks++] = block_at(w, panel.range.output + i * kLanes);
-    }
-    for (int i = 0; gated_ && i < panel.num_groups; ++i) {
-      panel.blocks[panel.num_blocks++] = block_at(1, panel.range.output + i * kLanes);
-    }
-    return panel;
-  }
-
-  Block<F> block_at(int w, std::int64_t output) const {
-    const LinearWeight& weight = params_.weights[w];
-    const bool out_in = weight.layout == WeightLayout::kOutIn;
-    constexpr std::int64_t kWeightBytes = sizeof(typename F::Weight);
-    const std::int64_t stride =
-        out_in ? weight_bytes<F>(params_.in_features) : weight.out_features * kWeightBytes;
-    const std::int64_t rest = weight.out_features - output;
-    Block<F> block{
-        static_cast<const char*>(weight.data) + output * (out_in ? stride : kWeightBytes), stride,
-        weight.layout, rest < kLanes ? static_cast<int>(rest) : kLanes};
-    if (F::kQuantized) {
-      block.scales = weight.scales + output;
-      block.zero_points = weight.zero_points ? weight.zero_points + output : nullptr;
-      block.scale_stride = weight.out_features;
-    }
-    return block;
-  }
-
   // Rows [row, row + count) of x from input k on; behind the last row of the share, that row again.
   void rows_of_x(std::int64_t row, int count, std::int64_t k, const Operand** x) const {
     for (int r = 0; r < count; ++r) {
@@ -125,7 +72,7 @@ class LinearRunner {
 
   void finish(const Panel<F>& panel, std::int64_t row, int num_rows, const float* sums) const {
     store_outputs(params_, panel.range, row, num_rows, sums, kPanelWidth,
-                  gated_ ? panel.num_groups * kLanes : 0);
+                  outputs_.is_gated() ? panel.num_groups * kLanes : 0);
   }
 
   void prefetch_block(const Block<F>& block) const {
@@ -162,7 +109,7 @@ class LinearRunner {
       stream_quantized<F, R>(block, next, params_.in_features, params_.weights[0].group_size, x,
                              quantized_rows(row_, R), copy_, sums);
     } else {
-      stream_block<F, R>(block, next, params_.in_features, x, copy_, sums);
+      stream_block<F, R>(block, next, params_.in_features, x, sums);
     }
   }
 
@@ -190,7 +137,7 @@ class LinearRunner {
         const std::int64_t next_k = last ? 0 : k_end;
         const std::int64_t num_tiles = (row_end_ - row_ + kTileRows - 1) / kTileRows;
         prefetch = Prefetch<F>(next.blocks, next.num_blocks, next_k, end_of_pass(next_k),
-                               num_tiles * panel.num_blocks * num_quads_);
+                               num_tiles * panel.num_blocks * steps_of_block(k_end - k));
       }
       multiply_pass(panel, k, k_end, prefetch);
       k = k_end;
@@ -199,20 +146,32 @@ class LinearRunner {
 
   // Inputs from k on that fill the packed panel: a segment, or whole groups.
   std::int64_t end_of_pass(std::int64_t k) const {
-    constexpr std::int64_t kPanelInputs = kSegmentQuads * 4 * F::kUnitInputs;
-    return k + kPanelInputs < params_.in_features ? k + kPanelInputs : params_.in_features;
+    const std::int64_t end = k + pass_inputs<F>();
+    return end < params_.in_features ? end : params_.in_features;
+  }
+
+  // Steps of the inner loops for one tile of rows and one block.
+  static std::int64_t steps_of_block(std::int64_t num_inputs) {
+    if constexpr (F::kQuantized)
+      return num_inputs / (4 * F::kUnitInputs);
+    else
+      return (num_inputs + F::kVecInputs - 1) / F::kVecInputs * (kLanes / 4);
   }
 
   void pack(const Block<F>& block, std::int64_t k, std::int64_t k_end, int i) {
-    float* panel = panel_ + i * kBlockFloats;
     if constexpr (F::kQuantized) {
-      num_quads_ = pack_quantized(block, k, k_end, copy_, panel);
-    } else {
-      num_quads_ = pack_block(block, k, k_end, copy_, panel);
+      pack_quantized(block, k, k_end, copy_, packed_block(i));
+    } else if (is_packed(block)) {
+      pack_block(block, k, k_end, packed_block(i));
     }
   }
 
-  // All rows of the share times the packed panel.
+  static bool is_packed(const Block<F>& block) {
+    return !F::kInPlace || block.layout == WeightLayout::kInOut;
+  }
+  std::byte* packed_block(int i) const { return panel_ + i * kLanes * kPanelRowBytes; }
+
+  // All rows of the share times the inputs [k, k_end) of a panel.
   void multiply_pass(const Panel<F>& panel, std::int64_t k, std::int64_t k_end,
                      Prefetch<F>& prefetch) {
     // With the sums of one pass done at its end, those of the next rows may take their place.
@@ -223,11 +182,11 @@ class LinearRunner {
       const int tile_rows = rest == 1 ? 1 : is_full ? kTileRows : kSmallTileRows;
       float* sums = sums_ + (row - row_) * sums_stride;
       if (tile_rows == 1) {
-        multiply_rows<1>(panel, row, k, prefetch, sums);
+        multiply_rows<1>(panel, row, k, k_end, prefetch, sums);
       } else if (tile_rows == kTileRows) {
-        multiply_rows<kTileRows>(panel, row, k, prefetch, sums);
+        multiply_rows<kTileRows>(panel, row, k, k_end, prefetch, sums);
       } else {
-        multiply_rows<kSmallTileRows>(panel, row, k, prefetch, sums);
+        multiply_rows<kSmallTileRows>(panel, row, k, k_end, prefetch, sums);
       }
       const int num_rows = rest < tile_rows ? static_cast<int>(rest) : tile_rows;
       if (k_end == params_.in_features) finish(panel, row, num_rows, sums);
@@ -236,41 +195,65 @@ class LinearRunner {
   }
 
   template <int R>
-  void multiply_rows(const Panel<F>& panel, std::int64_t row, std::int64_t k, Prefetch<F>& prefetch,
-                     float* sums) {
+  void multiply_rows(const Panel<F>& panel, std::int64_t row, std::int64_t k, std::int64_t k_end,
+                     Prefetch<F>& prefetch, float* sums) {
     const Operand* x[R];
     rows_of_x(row, R, k, x);
     for (int i = 0; i < panel.num_blocks; ++i) {
-      const float* block = panel_ + i * kBlockFloats;
+      const Block<F>& block = panel.blocks[i];
+      float* block_sums = sums + i * kLanes;
       if constexpr (F::kQuantized) {
-        multiply_quantized<F, R>(block, num_quads_, x, panel.blocks[i], quantized_rows(row, R), k,
-                                 params_.weights[0].group_size, prefetch, sums + i * kLanes);
+        multiply_quantized<F, R>(packed_block(i), steps_of_block(k_end - k), x, block,
+                                 quantized_rows(row, R), k, params_.weights[0].group_size, prefetch,
+                                 block_sums);
       } else {
-        multiply_tile<F, R>(block, num_quads_, x, k == 0, prefetch, sums + i * kLanes);
+        for (int quad = 0; quad < block.num_outputs; quad += 4) {
+          const Operand* w[4];
+          operand_rows(block, i, quad, k, w);
+          multiply_tile<F, R>(w, x, k_end - k, k == 0, prefetch, block_sums + quad);
+        }
       }
+    }
+  }
+
+  // Rows of block i of a panel as operands from input k on: packed, or where they lie.
+  void operand_rows(const Block<F>& block, int i, int quad, std::int64_t k,
+                    const Operand* (&rows)[4]) const {
+    if constexpr (F::kInPlace) {
+      if (!is_packed(block)) return rows_of_quad(block, quad, k, rows);
+    }
+    for (int v = 0; v < 4; ++v) {
+      rows[v] = reinterpret_cast<const Operand*>(packed_block(i) + (quad + v) * kPanelRowBytes);
     }
   }
 
   const LinearTask& task_;
   const LinearParams& params_;
+  const Outputs<F> outputs_;
   const Operand* x_;
   std::int64_t x_stride_;
-  float* panel_;  // [kPanelBlocks][num_quads, 4, kLanes]
-  float* copy_;   // of a block that is not whole
-  float* sums_;   // [rows, kPanelWidth]
-  bool gated_;
-  std::int64_t num_quads_ = 0;
+  std::byte* panel_;  // [kPanelWidth, kPanelRowBytes], or [kPanelBlocks] of quantised weights
+  std::byte* copy_;   // kCopyBytes; of a quantised block that is not whole
+  float* sums_;       // [rows, kPanelWidth]
   std::int64_t row_ = 0;
   std::int64_t row_end_ = 0;
 };
 
 template <typename F>
 void run_linear(const LinearTask& task, ThreadPool& pool) {
-  const Partition partition(num_groups(task.params), task.params.num_rows, kTileRows, pool.size());
+  const Outputs<F> outputs(task.params);
+  const std::int64_t num_rows = task.params.num_rows;
+  const Partition partition(outputs.num_groups(), num_rows, kTileRows, pool.size());
+  if (!partition.cuts_rows()) {
+    GroupQueue queue({0, outputs.num_groups()}, pool.size(), outputs.panel_groups());
+    return pool.run(
+        [&](int thread) { LinearRunner<F>(task, thread).run({0, num_rows}, queue, thread); });
+  }
   pool.run([&](int thread) {
     const Share share = partition.share(thread);
     if (share.empty()) return;
-    LinearRunner<F>(task, thread).run(share);
+    GroupQueue own(share.groups, 1, outputs.panel_groups());
+    LinearRunner<F>(task, thread).run(share.rows, own, 0);
   });
 }
 

@@ -3,29 +3,23 @@
 #include "cpp/backend/cpu/kernels/linear_formats.h"
 #include "pagedcore/ops.h"
 
-// The inner loops of linear. Whatever the number of rows, the four sums of an output run over the
-// inputs of a segment in order, are added, and so are the segments: an output's bits depend on its
-// weights and its row of x only.
+// The inner loops of linear. Whatever the number of rows, the sums of an output run over the inputs
+// of a segment in order, are added, and so are the segments: an output's bits depend on its weights
+// and its row of x only.
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
-inline constexpr int kQuadBytes = 16;
-// Quads of a segment: those of a panel stay in the L2 cache, those of x in L1.
-inline constexpr std::int64_t kSegmentQuads = 128;
-inline constexpr std::int64_t kBlockFloats = kSegmentQuads * 4 * kLanes;
+// Bytes of a row of x in a segment: several rows stay in the L1 cache, a panel's rows in L2.
+inline constexpr std::int64_t kSegmentBytes = 3072;
+// Rows of a packed panel lie so far apart, so that they do not push each other out of the cache.
+inline constexpr std::int64_t kPanelRowBytes = kSegmentBytes + 64;
 // A panel is up to so many blocks of kLanes outputs.
 inline constexpr int kPanelBlocks = 4;
 inline constexpr int kPanelWidth = kPanelBlocks * kLanes;
+inline constexpr std::int64_t kPanelBytes = kPanelWidth * kPanelRowBytes;
 
-// Inputs of a segment; a group where weights are quantised.
 template <typename F>
-constexpr std::int64_t segment_inputs(std::int64_t group_size) {
-  return F::kQuantized ? group_size : kSegmentQuads / F::kQuads * F::kStepInputs;
-}
-
-// Bytes of `inputs` weights of one output.
-template <typename F>
-constexpr std::int64_t weight_bytes(std::int64_t inputs) {
-  return inputs * kQuadBytes / F::kStepInputs;
+constexpr std::int64_t segment_inputs() {
+  return kSegmentBytes / sizeof(typename F::Operand);
 }
 
 // kLanes outputs of one weight matrix, the last `kLanes - num_outputs` of them absent.
@@ -52,7 +46,7 @@ class Prefetch {
     const bool by_input = blocks->layout == WeightLayout::kInOut;
     num_rows_ = by_input ? k_end - k : num_blocks * kLanes;
     row_bytes_ =
-        by_input ? num_blocks * kLanes * sizeof(typename F::Weight) : weight_bytes<F>(k_end - k);
+        by_input ? num_blocks * kLanes * sizeof(typename F::Weight) : F::weight_bytes(k_end - k);
     const std::int64_t num_lines = num_rows_ * (row_bytes_ / 64 + 1);
     lines_a_step_ = static_cast<int>((num_lines + num_steps - 1) / num_steps);
   }
@@ -73,7 +67,7 @@ class Prefetch {
     const bool by_input = blocks_->layout == WeightLayout::kInOut;
     const Block<F>& block = by_input ? blocks_[0] : blocks_[row_ / kLanes];
     next_ = block.data + (by_input ? (k_ + row_) * block.stride
-                                   : row_ % kLanes * block.stride + weight_bytes<F>(k_));
+                                   : row_ % kLanes * block.stride + F::weight_bytes(k_));
     end_ = next_ + row_bytes_;
     ++row_;
     return true;
@@ -89,195 +83,143 @@ class Prefetch {
   int lines_a_step_ = 0;
 };
 
-// Inputs of kLanes outputs, `stride` bytes between outputs, in whole steps.
-struct BlockRows {
-  const char* data;
-  std::int64_t stride;
-  std::int64_t num_steps;
-};
-
-// Inputs [k, k_end) of a kOutIn block: where they lie, or, where outputs or the end of a step are
-// missing, copied to `scratch` with zeros in their place.
+// The rows of the quad of outputs from `first` on, from input k; behind the last output, that
+// again.
 template <typename F>
-BlockRows rows_of_block(const Block<F>& block, std::int64_t k, std::int64_t k_end, void* scratch) {
-  const std::int64_t num_steps = (k_end - k + F::kStepInputs - 1) / F::kStepInputs;
-  const char* data = block.data + weight_bytes<F>(k);
-  if (block.num_outputs == kLanes && num_steps * F::kStepInputs == k_end - k) {
-    return {data, block.stride, num_steps};
+[[gnu::always_inline]] inline void rows_of_quad(const Block<F>& block, int first, std::int64_t k,
+                                                const typename F::Weight* (&rows)[4]) {
+  for (int v = 0; v < 4; ++v) {
+    const int output = first + v < block.num_outputs ? first + v : block.num_outputs - 1;
+    rows[v] = reinterpret_cast<const typename F::Weight*>(block.data + output * block.stride +
+                                                          F::weight_bytes(k));
   }
-  auto* copy = static_cast<char*>(scratch);
-  const std::int64_t stride = num_steps * kQuadBytes;
-  __builtin_memset(copy, 0, kLanes * stride);
-  for (int i = 0; i < block.num_outputs; ++i) {
-    __builtin_memcpy(copy + i * stride, data + i * block.stride, weight_bytes<F>(k_end - k));
-  }
-  return {copy, stride, num_steps};
 }
 
-// The sums of kLanes outputs, in their order, from the four of each.
-[[gnu::always_inline]] inline Vec join_quads(const Vec (&sums)[4]) {
-  Vec units[4] = {sums[0], sums[1], sums[2], sums[3]};
-  transpose_quads(units);
-  return (units[0] + units[1]) + (units[2] + units[3]);
-}
-[[gnu::always_inline]] inline Bytes::Sums join_quads(const Bytes::Sums (&sums)[4]) {
-  Vec units[4];
-  for (int i = 0; i < 4; ++i) units[i] = __builtin_bit_cast(Vec, sums[i]);
-  transpose_quads(units);
-  Bytes::Sums joined = __builtin_bit_cast(Bytes::Sums, units[0]);
-  for (int i = 1; i < 4; ++i) {
-    joined = Bytes::add(joined, __builtin_bit_cast(Bytes::Sums, units[i]));
-  }
-  return joined;
-}
-
-// Adds the products of V of the four Vecs of a block, from the outputs at `w` on, and R rows of x.
-// `ahead` is fetched in the order of memory meanwhile; returns where that ends.
-template <typename F, int R, int V>
-[[gnu::always_inline]] inline const char* stream_rows(const char* w, const BlockRows& rows,
-                                                      const typename F::Operand* const* x,
-                                                      const char* ahead,
-                                                      typename F::Sums (*sums)[4]) {
-  typename F::Sums acc[R][V];
+// acc[r][v]: the products of R rows of x and V of weights. `before` is called for each vector of
+// inputs.
+template <typename F, int R, int V, typename W, typename Before>
+[[gnu::always_inline]] inline void multiply_rows(const W* const* w,
+                                                 const typename F::Operand* const* x,
+                                                 std::int64_t num_inputs, Before&& before,
+                                                 Vec (&acc)[R][V]) {
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) acc[r][v] = F::no_sums();
+    for (int v = 0; v < V; ++v) acc[r][v] = zero();
   }
-  for (std::int64_t step = 0; step < rows.num_steps; ++step, w += kQuadBytes) {
-    Vec quads[V][F::kQuads];
+  const auto step = [&](auto load_inputs, std::int64_t k) __attribute__((always_inline)) {
+    before(k);
+    Vec weights[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      F::load_step(w + v * rows.stride, 4 * rows.stride, quads[v]);
-      prefetch_l2(ahead);
-      ahead += 4 * kLanes;
-    }
-#pragma GCC unroll 2
-    for (int q = 0; q < F::kQuads; ++q) {
+    for (int v = 0; v < V; ++v) weights[v] = load_inputs(w[v] + k);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const Vec operand = splat_quad(x[r] + (step * F::kQuads + q) * 4 * F::kUnitInputs);
+    for (int r = 0; r < R; ++r) {
+      const Vec operand = load_inputs(x[r] + k);
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) {
-          acc[r][v] = F::multiply_add(acc[r][v], quads[v][q], operand);
+      for (int v = 0; v < V; ++v) acc[r][v] = F::multiply_add(acc[r][v], weights[v], operand);
+    }
+  };
+  std::int64_t k = 0;
+  for (; k + F::kVecInputs <= num_inputs; k += F::kVecInputs) {
+    step([](const auto* p) __attribute__((always_inline)) { return F::load_inputs(p); }, k);
+  }
+  if (k == num_inputs) return;
+  const int rest = static_cast<int>(num_inputs - k);
+  step([rest](const auto* p) __attribute__((always_inline)) { return F::load_inputs(p, rest); }, k);
+}
+
+// Rows of x whose sums with a quad of outputs registers hold.
+inline constexpr int kStreamTileRows = kNumRegisters >= 32 ? 4 : 2;
+
+// The totals of a quad of outputs, added to those of earlier segments where this is not the first.
+[[gnu::always_inline]] inline void add_totals(const Vec (&acc)[4], bool first, float* sums) {
+  if (first) return sum_each(acc, sums);
+  float totals[4];
+  sum_each(acc, totals);
+  for (int v = 0; v < 4; ++v) sums[v] += totals[v];
+}
+
+// Few rows: the sums of one kOutIn block for R rows of x, its weights read once from memory. One
+// row reads an output after the other, as they lie there. `next` is the block that the caller wants
+// next: it is fetched a quad ahead.
+template <typename F, int R>
+void stream_block(const Block<F>& block, const Block<F>& next, std::int64_t in_features,
+                  const typename F::Operand* const* x, float* sums) {
+  constexpr int V = R == 1 ? 1 : 4;
+  constexpr int kRows = R < kStreamTileRows ? R : kStreamTileRows;
+  for (int quad = 0; quad < block.num_outputs; quad += 4) {
+    const bool last = quad + 4 >= block.num_outputs;
+    for (std::int64_t k = 0; k < in_features; k += segment_inputs<F>()) {
+      const std::int64_t rest = in_features - k;
+      const std::int64_t count = rest < segment_inputs<F>() ? rest : segment_inputs<F>();
+      const typename F::Weight* w[4];
+      const typename F::Weight* ahead[4];
+      rows_of_quad(block, quad, k, w);
+      rows_of_quad(last ? next : block, last ? 0 : quad + 4, k, ahead);
+      for (int row = 0; row < R; row += kRows) {
+        const typename F::Operand* x_rows[kRows];
+        for (int r = 0; r < kRows; ++r) x_rows[r] = x[row + r] + k;
+        Vec acc[4 / V][kRows][V];
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; v += V) {
+          const auto fetch = [&](std::int64_t i) __attribute__((always_inline)) {
+            if (row > 0) return;
+#pragma GCC unroll 4
+            for (int j = 0; j < V; ++j) prefetch_l2(ahead[v + j] + i);
+          };
+          multiply_rows<F, kRows, V>(w + v, x_rows, count, fetch, acc[v / V]);
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) {
+          const Vec totals[4] = {acc[0][r][0], acc[1 / V][r][1 % V], acc[2 / V][r][2 % V],
+                                 acc[3 / V][r][3 % V]};
+          add_totals(totals, k == 0, sums + (row + r) * kPanelWidth + quad);
         }
       }
     }
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sums[r][v] = acc[r][v];
-  }
-  return ahead;
 }
 
-// The four sums of each output of a block over `rows`, for few rows of x: weights are used from
-// registers.
-template <typename F, int R>
-[[gnu::always_inline]] inline const char* stream_segment(const BlockRows& rows,
-                                                         const typename F::Operand* const* x,
-                                                         const char* ahead,
-                                                         typename F::Sums (*sums)[4]) {
-  constexpr int V = 4 * R + 4 * F::kQuads < kNumRegisters   ? 4
-                    : 2 * R + 2 * F::kQuads < kNumRegisters ? 2
-                                                            : 1;
-  for (int v = 0; v < 4; v += V) {
-    typename F::Sums part[R][4];
-    ahead = stream_rows<F, R, V>(rows.data + v * rows.stride, rows, x, ahead, part);
-    for (int r = 0; r < R; ++r) {
-      for (int i = 0; i < V; ++i) sums[r][v + i] = part[r][i];
-    }
-  }
-  return ahead;
-}
-
-// Few rows: the sums of one kOutIn block for R rows of x, its weights read once. x[r] points to
-// in_features inputs padded with zeros to whole steps. `next` is the block that the caller wants
-// next; it is fetched in the order of memory while this one is worked on, since kLanes streams of
-// one cache line each defeat the hardware's prefetching.
-template <typename F, int R>
-void stream_block(const Block<F>& block, const Block<F>& next, std::int64_t in_features,
-                  const typename F::Operand* const* x, void* scratch, float* sums) {
-  const char* ahead = next.data;
-  for (std::int64_t k = 0; k < in_features; k += segment_inputs<F>(0)) {
-    const std::int64_t rest = in_features - k;
-    const std::int64_t k_end = k + (rest < segment_inputs<F>(0) ? rest : segment_inputs<F>(0));
-    const typename F::Operand* x_rows[R];
-    for (int r = 0; r < R; ++r) x_rows[r] = x[r] + k;
-    typename F::Sums quads[R][4];
-    ahead = stream_segment<F, R>(rows_of_block(block, k, k_end, scratch), x_rows, ahead, quads);
-    for (int r = 0; r < R; ++r) {
-      const Vec sum = join_quads(quads[r]);
-      float* to = sums + r * kPanelWidth;
-      store(to, k == 0 ? sum : load(to) + sum);
-    }
-  }
-}
-
-// Many rows: writes the inputs [k, k_end) of one block into a panel, whole steps of them. Returns
-// the number of quads.
+// Many rows: writes the inputs [k, k_end) of one block as operands into a panel, a row an output.
 template <typename F>
-std::int64_t pack_block(const Block<F>& block, std::int64_t k, std::int64_t k_end, void* scratch,
-                        float* panel) {
-  if (block.layout == WeightLayout::kOutIn) {
-    const BlockRows rows = rows_of_block(block, k, k_end, scratch);
-    const char* w = rows.data;
-    for (std::int64_t step = 0; step < rows.num_steps; ++step, w += kQuadBytes) {
-      Vec quads[4][F::kQuads];
-#pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) F::load_step(w + v * rows.stride, 4 * rows.stride, quads[v]);
-#pragma GCC unroll 2
-      for (int q = 0; q < F::kQuads; ++q) {
-#pragma GCC unroll 4
-        for (int v = 0; v < 4; ++v, panel += kLanes) store(panel, quads[v][q]);
+void pack_block(const Block<F>& block, std::int64_t k, std::int64_t k_end, std::byte* panel) {
+  using Weight = typename F::Weight;
+  const auto row = [&](int output, std::int64_t i) {
+    return reinterpret_cast<float*>(panel + output * kPanelRowBytes) + i / F::kUnitInputs;
+  };
+  for (std::int64_t i = 0; k + i < k_end; i += F::kVecInputs) {
+    const std::int64_t rest = k_end - k - i;
+    const int n = rest < F::kVecInputs ? static_cast<int>(rest) : F::kVecInputs;
+    if (block.layout == WeightLayout::kOutIn) {
+      for (int output = 0; output < block.num_outputs; ++output) {
+        const auto* w = reinterpret_cast<const Weight*>(block.data + output * block.stride) + k + i;
+        store(row(output, i), n == F::kVecInputs ? F::load_inputs(w) : F::load_inputs(w, n));
       }
+      continue;
     }
-    return rows.num_steps * F::kQuads;
-  }
-  const std::int64_t num_steps = (k_end - k + F::kStepInputs - 1) / F::kStepInputs;
-  const std::int64_t padded_end = k + num_steps * F::kStepInputs;
-  while (k < padded_end) {
-    Vec units[4];
-    for (int i = 0; i < 4; ++i, k += F::kUnitInputs) {
-      const auto* row = reinterpret_cast<const typename F::Weight*>(block.data + k * block.stride);
-      const std::int64_t stride = block.stride / sizeof(typename F::Weight);
-      units[i] = k < k_end ? F::load_outputs(row, stride, k_end - k, block.num_outputs) : zero();
+    Vec units[kLanes];
+    for (int u = 0; u < kLanes; ++u) {
+      const int input = u * F::kUnitInputs;
+      const auto* w = reinterpret_cast<const Weight*>(block.data + (k + i + input) * block.stride);
+      units[u] = input < n ? F::load_outputs(w, block.stride / sizeof(Weight), n - input,
+                                             block.num_outputs)
+                           : zero();
     }
-    transpose_quads(units);
-    for (int i = 0; i < 4; ++i, panel += kLanes) store(panel, units[i]);
+    transpose(units);
+    for (int output = 0; output < kLanes; ++output) store(row(output, i), units[output]);
   }
-  return num_steps * F::kQuads;
 }
 
-// Adds a packed block of a segment, for R rows of x, to the sums of earlier segments (or to
+// Adds a quad of outputs of a segment, for R rows of x, to the sums of earlier segments (or to
 // nothing, if this is the first).
 template <typename F, int R>
-void multiply_tile(const float* panel, std::int64_t num_quads, const typename F::Operand* const* x,
-                   bool first, Prefetch<F>& prefetch, float* sums) {
+void multiply_tile(const typename F::Operand* const* w, const typename F::Operand* const* x,
+                   std::int64_t num_inputs, bool first, Prefetch<F>& prefetch, float* sums) {
   Vec acc[R][4];
+  const auto fetch = [&](std::int64_t) __attribute__((always_inline)) { prefetch.step(); };
+  multiply_rows<F, R, 4>(w, x, num_inputs, fetch, acc);
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) acc[r][v] = zero();
-  }
-  for (std::int64_t quad = 0; quad < num_quads; ++quad, panel += 4 * kLanes) {
-    prefetch.step();
-    Vec w[4];
-#pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) w[v] = load(panel + v * kLanes);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const Vec operand = splat_quad(x[r] + quad * 4 * F::kUnitInputs);
-#pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) acc[r][v] = F::multiply_add(acc[r][v], w[v], operand);
-    }
-  }
-  for (int r = 0; r < R; ++r) {
-    const Vec sum = join_quads(acc[r]);
-    float* to = sums + r * kPanelWidth;
-    store(to, first ? sum : load(to) + sum);
-  }
+  for (int r = 0; r < R; ++r) add_totals(acc[r], first, sums + r * kPanelWidth);
 }
 
 }  // namespace pagedcore::cpu::PAGEDCORE_ISA

@@ -7,13 +7,14 @@ namespace pagedcore::cpu::PAGEDCORE_ISA {
 struct Span {
   std::int64_t begin = 0;
   std::int64_t end = 0;
+  bool empty() const { return begin >= end; }
 };
 
 // One thread's part of a matrix of outputs.
 struct Share {
   Span groups;
   Span rows;
-  bool empty() const { return groups.begin == groups.end || rows.begin == rows.end; }
+  bool empty() const { return groups.empty() || rows.empty(); }
 };
 
 // Splits num_groups groups of outputs by num_rows rows over threads: a grid of shares as even as
@@ -36,6 +37,8 @@ class Partition {
     }
   }
 
+  bool cuts_rows() const { return row_cuts_ > 1; }
+
   Share share(int thread) const {
     if (thread >= row_cuts_ * group_cuts_) return {};
     const std::int64_t row_units = (num_rows_ + row_step_ - 1) / row_step_;
@@ -55,6 +58,46 @@ class Partition {
   std::int64_t row_step_;
   int row_cuts_ = 1;
   int group_cuts_ = 1;
+};
+
+// Groups that threads take a few at a time, at most `most` and fewer toward the end, so that a
+// thread that is held up leaves more of them to the others. Which it takes first is known before.
+class GroupQueue {
+ public:
+  GroupQueue(Span groups, int num_threads, std::int64_t most)
+      : groups_(groups), num_threads_(num_threads), most_(most) {
+    next_ = groups.begin + num_threads * share_of_rest(groups.begin);
+  }
+
+  Span first(int thread) const {
+    const std::int64_t size = share_of_rest(groups_.begin);
+    const std::int64_t begin = groups_.begin + thread * size;
+    return {begin, begin + size < groups_.end ? begin + size : groups_.end};
+  }
+
+  // Empty when all are taken. Threads may call this at once.
+  Span take() {
+    std::int64_t begin = __atomic_load_n(&next_, __ATOMIC_RELAXED);
+    while (begin < groups_.end) {
+      const std::int64_t end = begin + share_of_rest(begin);
+      if (__atomic_compare_exchange_n(&next_, &begin, end, true, __ATOMIC_RELAXED,
+                                      __ATOMIC_RELAXED)) {
+        return {begin, end};
+      }
+    }
+    return {};
+  }
+
+ private:
+  std::int64_t share_of_rest(std::int64_t begin) const {
+    const std::int64_t size = (groups_.end - begin) / num_threads_;
+    return size < 1 ? 1 : size < most_ ? size : most_;
+  }
+
+  Span groups_;
+  int num_threads_;
+  std::int64_t most_;
+  std::int64_t next_;
 };
 
 }  // namespace pagedcore::cpu::PAGEDCORE_ISA

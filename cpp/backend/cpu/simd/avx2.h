@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "cpp/backend/cpu/simd/x86_sum_each.h"
 #include "cpp/tensor/half.h"
 
 // The vectors of one instruction set. Every set defines the same names:
@@ -45,6 +46,10 @@ inline float sum(Vec a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
   x = _mm_add_ps(x, _mm_movehl_ps(x, x));
   return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+// out[i] = sum(a[i])
+[[gnu::always_inline]] inline void sum_each(const Vec (&a)[4], float* out) {
+  sum_each(a[0], a[1], a[2], a[3], out);
 }
 inline float max_lane(Vec a) {
   __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -133,15 +138,13 @@ inline Vec splat_quad(const void* p) { return _mm256_broadcast_ps(static_cast<co
   };
   return _mm256_insertf128_ps(_mm256_castps128_ps256(quad(0)), quad(1), 1);
 }
-// The eight numbers of 16 bits in each group as quads of float32: of the first four, and the rest.
+// Group g from groups[g] + i.
 template <typename T>
-[[gnu::always_inline]] inline void widen_quads(T, Vec halves, Vec (&quads)[2]) {
-  T numbers[2 * kLanes];
-  _mm256_storeu_ps(reinterpret_cast<float*>(numbers), halves);
-  const Vec first = load(numbers);
-  const Vec second = load(numbers + kLanes);
-  quads[0] = _mm256_permute2f128_ps(first, second, 0x20);
-  quads[1] = _mm256_permute2f128_ps(first, second, 0x31);
+[[gnu::always_inline]] inline Vec gather_quads(const T* const (&groups)[2], std::int64_t i) {
+  const auto quad = [&](int group) __attribute__((always_inline)) {
+    return _mm_loadu_ps(reinterpret_cast<const float*>(groups[group] + i));
+  };
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(quad(0)), quad(1), 1);
 }
 
 // Forced inline: a call to a function that only prefetches has no effect that GCC would keep.

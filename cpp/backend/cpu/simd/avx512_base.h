@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "cpp/backend/cpu/simd/x86_sum_each.h"
 #include "cpp/tensor/half.h"
 
 // What the two AVX-512 sets share; avx2.h says what the names mean.
@@ -36,6 +37,13 @@ inline float sum(Vec a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
   x = _mm_add_ps(x, _mm_movehl_ps(x, x));
   return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+// out[i] = sum(a[i])
+[[gnu::always_inline]] inline void sum_each(const Vec (&a)[4], float* out) {
+  const auto halves = [](Vec v) __attribute__((always_inline)) {
+    return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  };
+  sum_each(halves(a[0]), halves(a[1]), halves(a[2]), halves(a[3]), out);
 }
 inline float max_lane(Vec a) {
   const __m256 y = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
@@ -123,12 +131,13 @@ inline Vec splat_quad(const void* p) {
   return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
 }
 template <typename T>
-[[gnu::always_inline]] inline void widen_quads(T, Vec halves, Vec (&quads)[2]) {
-  const __m512i bits = _mm512_castps_si512(halves);
-  const Vec first = widen(T{}, _mm512_castsi512_si256(bits));
-  const Vec second = widen(T{}, _mm512_extracti64x4_epi64(bits, 1));
-  quads[0] = _mm512_shuffle_f32x4(first, second, 0x88);
-  quads[1] = _mm512_shuffle_f32x4(first, second, 0xdd);
+[[gnu::always_inline]] inline Vec gather_quads(const T* const (&groups)[4], std::int64_t i) {
+  const auto quad = [&](int group) __attribute__((always_inline)) {
+    return _mm_loadu_ps(reinterpret_cast<const float*>(groups[group] + i));
+  };
+  const __m256 low = _mm256_insertf128_ps(_mm256_castps128_ps256(quad(0)), quad(1), 1);
+  const __m256 high = _mm256_insertf128_ps(_mm256_castps128_ps256(quad(2)), quad(3), 1);
+  return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
 }
 
 // Forced inline: a call to a function that only prefetches has no effect that GCC would keep.

@@ -46,6 +46,16 @@ struct Bf16Dot {
     const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, b));
     return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
   }
+  // The pairs (low[i], high[i]) of float32, rounded to nearest even.
+  static Vec narrow_pairs(Vec low, Vec high) {
+    const __m512i index =
+        _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,  //
+                         23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const auto numbers = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+    return _mm512_castsi512_ps(_mm512_permutexvar_epi16(index, numbers));
+  }
+  // a * 2^n of float32, n integral; 0 below the smallest number.
+  static Vec scale_exp2(Vec a, Vec n) { return _mm512_scalef_ps(a, n); }
   // acc + a[2i] * b[2i] + a[2i + 1] * b[2i + 1] in each lane i: two roundings, in the order of the
   // processor.
   static Vec dot_pairs(Vec acc, Vec a, Vec b) {

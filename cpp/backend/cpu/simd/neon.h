@@ -35,6 +35,9 @@ inline float sum(Vec a) {
   const float32x2_t x = vadd_f32(vget_low_f32(a), vget_high_f32(a));
   return vget_lane_f32(x, 0) + vget_lane_f32(x, 1);
 }
+inline void sum_each(const Vec (&a)[4], float* out) {
+  vst1q_f32(out, vpaddq_f32(vpaddq_f32(a[0], a[1]), vpaddq_f32(a[2], a[3])));
+}
 inline float max_lane(Vec a) { return vmaxvq_f32(a); }
 
 inline Vec load(const float* p) { return vld1q_f32(p); }
@@ -82,11 +85,8 @@ inline Vec splat_quad(const void* p) {
 }
 inline Vec load_quads(const void* p, std::int64_t) { return splat_quad(p); }
 template <typename T>
-inline void widen_quads(T, Vec halves, Vec (&quads)[2]) {
-  T numbers[2 * kLanes];
-  __builtin_memcpy(numbers, &halves, sizeof(numbers));
-  quads[0] = load(numbers);
-  quads[1] = load(numbers + kLanes);
+inline Vec gather_quads(const T* const (&groups)[1], std::int64_t i) {
+  return splat_quad(groups[0] + i);
 }
 
 // Forced inline: a call to a function that only prefetches has no effect that GCC would keep.
