@@ -16,72 +16,63 @@ namespace pagedcore::bindings {
 namespace {
 
 // A SampleRow that owns what its spans borrow.
-struct OwnedSampleRow {
-  SampleRow row;
-  std::vector<SeenToken> seen;
-  std::vector<LogitBias> bias;
-  std::vector<TokenId> allowed;
-  std::vector<TokenId> banned;
+struct OwnedSampleRow : SampleRow {
+  std::vector<SeenToken> owned_seen;
+  std::vector<LogitBias> owned_bias;
+  std::vector<TokenId> owned_allowed;
+  std::vector<TokenId> owned_banned;
 
   SampleRow borrow() const {
-    SampleRow borrowed = row;
-    borrowed.seen = seen;
-    borrowed.bias = bias;
-    borrowed.allowed = allowed;
-    borrowed.banned = banned;
+    SampleRow borrowed = *this;
+    borrowed.seen = owned_seen;
+    borrowed.bias = owned_bias;
+    borrowed.allowed = owned_allowed;
+    borrowed.banned = owned_banned;
     return borrowed;
   }
 };
 
 using Pairs = std::vector<std::pair<TokenId, std::int32_t>>;
 
-template <auto Field>
-void def_row_field(py::class_<OwnedSampleRow>& type, const char* name) {
-  using Value = std::remove_reference_t<decltype(std::declval<SampleRow>().*Field)>;
-  type.def_property(
-      name, [](const OwnedSampleRow& self) { return self.row.*Field; },
-      [](OwnedSampleRow& self, Value value) { self.row.*Field = value; });
-}
-
 void bind_sample_row(py::module_& m) {
   py::class_<OwnedSampleRow> type(m, "SampleRow");
   def_keyword_init(type);
-  def_row_field<&SampleRow::logit_row>(type, "logit_row");
-  def_row_field<&SampleRow::temperature>(type, "temperature");
-  def_row_field<&SampleRow::top_k>(type, "top_k");
-  def_row_field<&SampleRow::top_p>(type, "top_p");
-  def_row_field<&SampleRow::min_p>(type, "min_p");
-  def_row_field<&SampleRow::repetition_penalty>(type, "repetition_penalty");
-  def_row_field<&SampleRow::presence_penalty>(type, "presence_penalty");
-  def_row_field<&SampleRow::frequency_penalty>(type, "frequency_penalty");
-  def_row_field<&SampleRow::seed>(type, "seed");
-  def_row_field<&SampleRow::position>(type, "position");
-  def_row_field<&SampleRow::num_top>(type, "num_top");
-  def_row_field<&SampleRow::given_token>(type, "given_token");
-  type.def_readwrite("allowed", &OwnedSampleRow::allowed)
-      .def_readwrite("banned", &OwnedSampleRow::banned)
+  type.def_readwrite("logit_row", &OwnedSampleRow::logit_row)
+      .def_readwrite("temperature", &OwnedSampleRow::temperature)
+      .def_readwrite("top_k", &OwnedSampleRow::top_k)
+      .def_readwrite("top_p", &OwnedSampleRow::top_p)
+      .def_readwrite("min_p", &OwnedSampleRow::min_p)
+      .def_readwrite("repetition_penalty", &OwnedSampleRow::repetition_penalty)
+      .def_readwrite("presence_penalty", &OwnedSampleRow::presence_penalty)
+      .def_readwrite("frequency_penalty", &OwnedSampleRow::frequency_penalty)
+      .def_readwrite("seed", &OwnedSampleRow::seed)
+      .def_readwrite("position", &OwnedSampleRow::position)
+      .def_readwrite("num_top", &OwnedSampleRow::num_top)
+      .def_readwrite("given_token", &OwnedSampleRow::given_token)
+      .def_readwrite("allowed", &OwnedSampleRow::owned_allowed)
+      .def_readwrite("banned", &OwnedSampleRow::owned_banned)
       .def_property(
           "seen",
           [](const OwnedSampleRow& self) {
             Pairs pairs;
-            for (const SeenToken& seen : self.seen)
+            for (const SeenToken& seen : self.owned_seen)
               pairs.emplace_back(seen.token, seen.output_count);
             return pairs;
           },
           [](OwnedSampleRow& self, const Pairs& pairs) {
-            self.seen.clear();
-            for (const auto& [token, count] : pairs) self.seen.push_back({token, count});
+            self.owned_seen.clear();
+            for (const auto& [token, count] : pairs) self.owned_seen.push_back({token, count});
           })
       .def_property(
           "bias",
           [](const OwnedSampleRow& self) {
             std::vector<std::pair<TokenId, float>> pairs;
-            for (const LogitBias& bias : self.bias) pairs.emplace_back(bias.token, bias.bias);
+            for (const LogitBias& bias : self.owned_bias) pairs.emplace_back(bias.token, bias.bias);
             return pairs;
           },
           [](OwnedSampleRow& self, const std::vector<std::pair<TokenId, float>>& pairs) {
-            self.bias.clear();
-            for (const auto& [token, bias] : pairs) self.bias.push_back({token, bias});
+            self.owned_bias.clear();
+            for (const auto& [token, bias] : pairs) self.owned_bias.push_back({token, bias});
           });
 }
 

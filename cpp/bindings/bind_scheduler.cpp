@@ -3,6 +3,7 @@
 #include <pybind11/native_enum.h>
 #include <pybind11/numpy.h>
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -164,26 +165,24 @@ void bind_plan(py::module_& m) {
 void bind_sequence(py::module_& m) {
   using S = PySequence;
   const auto read = [](auto getter) {
-    return [getter](const S& self) { return getter(self.get()); };
+    return [getter](const S& self) { return std::invoke(getter, self.get()); };
+  };
+  const auto read_group = [](auto getter) {
+    return [getter](const S& self) { return std::invoke(getter, self.get().group()); };
   };
   py::class_<S>(m, "Sequence")
       .def_readonly("id", &S::id)
-      .def_property_readonly("request_id", read([](const Sequence& s) { return s.request_id(); }))
-      .def_property_readonly("index", read([](const Sequence& s) { return s.index(); }))
+      .def_property_readonly("request_id", read(&Sequence::request_id))
+      .def_property_readonly("index", read(&Sequence::index))
       .def_property_readonly("tokens", read([](const Sequence& s) { return to_list(s.tokens()); }))
-      .def_property_readonly("num_tokens", read([](const Sequence& s) { return s.num_tokens(); }))
-      .def_property_readonly("num_prompt_tokens",
-                             read([](const Sequence& s) { return s.num_prompt_tokens(); }))
-      .def_property_readonly("num_computed",
-                             read([](const Sequence& s) { return s.num_computed(); }))
+      .def_property_readonly("num_tokens", read(&Sequence::num_tokens))
+      .def_property_readonly("num_prompt_tokens", read(&Sequence::num_prompt_tokens))
+      .def_property_readonly("num_computed", read(&Sequence::num_computed))
       .def_property_readonly("table", read([](const Sequence& s) { return to_list(s.table()); }))
-      .def_property_readonly("state", read([](const Sequence& s) { return s.group().state(); }))
-      .def_property_readonly("num_preemptions",
-                             read([](const Sequence& s) { return s.group().num_preemptions(); }))
-      .def_property_readonly("last_preemption",
-                             read([](const Sequence& s) { return s.group().last_preemption(); }))
-      .def_property_readonly("num_queue_steps",
-                             read([](const Sequence& s) { return s.group().num_queue_steps(); }))
+      .def_property_readonly("state", read_group(&SequenceGroup::state))
+      .def_property_readonly("num_preemptions", read_group(&SequenceGroup::num_preemptions))
+      .def_property_readonly("last_preemption", read_group(&SequenceGroup::last_preemption))
+      .def_property_readonly("num_queue_steps", read_group(&SequenceGroup::num_queue_steps))
       .def_property_readonly("siblings", [](const S& self) {
         std::vector<S> siblings;
         for (const auto& sibling : self.get().group().sequences()) {
