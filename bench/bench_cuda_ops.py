@@ -147,7 +147,7 @@ def shared_prefix(ops, batch_size=32, prefix=1024, own=64, heads=32, kv_heads=8,
         ops.stage(Batch([1] * batch_size, contexts, tables, size, per_seq + 1, share=share))
         times[share] = ours_us(lambda n: ops.call("paged_attention", ints, floats, n), layers)
     unique = (prefix + batch_size * own) * kv_heads * dim * 4
-    loads = (prefix * math.ceil(batch_size / 4) + batch_size * own) * kv_heads * dim * 4
+    loads = (prefix * math.ceil(batch_size / 16) + batch_size * own) * kv_heads * dim * 4
     report(
         f"decode_attention b{batch_size} on {prefix} shared tokens and {own} own",
         times[True],
@@ -277,15 +277,17 @@ def main():
     decode_attention(ops, 32, 4096, torch.float8_e4m3fn)
     decode_attention(ops, 32, 4096, dim=64)
     shared_prefix(ops)
+    shared_prefix(ops, 8, 1024)
     shared_prefix(ops, 128, 2048)
-    for n in (2048, 4096, 8192, 16384):
+    for n in (1024, 2048, 4096, 8192, 16384):
         prefill_attention(ops, n, peers=not args.quick)
     prefill_attention(ops, 8192, dim=64, peers=False)
     shapes = ((2048, 2048), (2048, 3072), (8192, 2048))  # of the 1B shape, then of the 8B one
     for m in (1, 8, 32, 256):
         for k, n in (*shapes, (4096, 6144), (4096, 28672), (14336, 4096)):
             linear(ops, m, k, n)
-    blocks(ops)
+    for count in (64, 256):
+        blocks(ops, count)
     for rows in (1, 256):
         sampling(ops, rows, 128256, "greedy")
         sampling(ops, rows, 128256, "top_p 0.9", temperature=1.0, top_p=0.9)

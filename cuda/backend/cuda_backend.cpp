@@ -221,10 +221,10 @@ void CudaBackend::reserve_partials(const PagedAttentionParams& p) {
   const std::int64_t max_len = stage_.table_stride() * p.cache.block_size;
   const std::int64_t splits =
       std::min<std::int64_t>(kMaxSplits, std::max<std::int64_t>(8, ceil_div(max_len, 1024)) + 1);
-  const std::int64_t items = stage_.max_seqs() * splits;
-  partial_out_.reserve(items * p.num_heads * p.cache.head_dim * std::int64_t{sizeof(float)});
-  partial_max_sum_.reserve(items * p.num_heads * std::int64_t{sizeof(float2)});
-  const std::int64_t bytes = items * p.num_heads * std::int64_t{sizeof(std::uint32_t)};
+  const std::int64_t slots = DecodePlan::max_slots(stage_.max_seqs(), splits);
+  partial_out_.reserve(slots * p.num_heads * p.cache.head_dim * std::int64_t{sizeof(float)});
+  partial_max_sum_.reserve(slots * p.num_heads * std::int64_t{sizeof(float2)});
+  const std::int64_t bytes = slots * p.num_heads * std::int64_t{sizeof(std::uint32_t)};
   if (bytes <= arrivals_.bytes()) return;
   arrivals_.reserve(bytes);
   PAGEDCORE_CUDA_CHECK(cudaMemsetAsync(arrivals_.as<char>(), 0, bytes, stream_.get()));

@@ -53,11 +53,9 @@ void StepStage::reserve(std::int32_t max_tokens, std::int32_t max_seqs, std::int
   max_seqs_ = std::max(max_seqs, max_seqs_);
   table_stride_ = std::max(table_stride, table_stride_);
   const std::int64_t tokens = max_tokens_, seqs = max_seqs_;
-  // Tokens, positions, slots and logit rows; four arrays of sequences; items; padding.
+  // Tokens, positions, slots and logit rows; four arrays of sequences; the plan; padding.
   const std::int64_t bytes =
-      aligned16(tokens * 20) + aligned16(seqs * 16) +
-      seqs * kMaxSplits * static_cast<std::int64_t>(sizeof(DecodeItem) + sizeof(DecodeMember)) +
-      1024;
+      aligned16(tokens * 20) + aligned16(seqs * 16) + DecodePlan::max_bytes(seqs) + 1024;
   device_.reserve(bytes);
   updates_.reserve(kMaxUpdates * sizeof(TableUpdate));
   const std::int64_t table_bytes =
@@ -66,10 +64,7 @@ void StepStage::reserve(std::int32_t max_tokens, std::int32_t max_seqs, std::int
     tables_.reserve(table_bytes);
     PAGEDCORE_CUDA_CHECK(cudaMemset(tables_.as<char>(), 0, table_bytes));
   }
-  decodes_.reserve(seqs);
-  shared_.reserve(seqs);
-  items_.reserve(seqs * kMaxSplits);
-  members_.reserve(seqs * kMaxSplits);
+  decode_.reserve(seqs);
   prefill_.reserve(seqs);
   inputs_.prefill_lens.reserve(seqs);
 }
@@ -87,107 +82,21 @@ void StepStage::update_tables(const ForwardBatch& host, cudaStream_t stream) {
   }
 }
 
-void StepStage::plan_attention(const ForwardBatch& host) {
-  decodes_.clear();
-  prefill_.clear();
-  inputs_.prefill_lens.clear();
-  std::int32_t num_slots = 0;
-  for (std::int32_t s = 0; s < host.num_seqs; ++s) {
-    const std::int32_t query_len = host.query_starts[s + 1] - host.query_starts[s];
-    if (query_len > 1) {
-      prefill_.push_back(s);
-      inputs_.prefill_lens.push_back(query_len);
-    } else if (query_len == 1) {
-      const std::int32_t length = host.context_lens[s] + 1;
-      const std::int32_t size = split_tokens(length);
-      const std::int32_t num_splits = (length + size - 1) / size;
-      decodes_.push_back(
-          {host.query_starts[s], host.table_rows[s], length, size, num_slots, num_splits});
-      num_slots += num_splits;
-    }
-  }
-  plan_decode(host);
-}
-
-// Sequences whose tables begin with one block, and whose splits are of one size, may share more.
-void StepStage::plan_decode(const ForwardBatch& host) {
-  items_.clear();
-  members_.clear();
-  std::size_t num_long = 0;
-  if (host.block_tables != nullptr && host.block_size > 0) {
-    for (Decode& d : decodes_) {
-      if (d.num_splits < 2) continue;
-      d.first_block = host.block_tables[d.table_row * host.table_stride];
-      ++num_long;
-    }
-  }
-  if (num_long >= 2) {
-    const auto key = [](const Decode& d) { return std::pair(d.first_block, d.size); };
-    std::sort(decodes_.begin(), decodes_.end(), [&](const Decode& a, const Decode& b) {
-      return std::pair(key(a), a.token) < std::pair(key(b), b.token);
-    });
-    for (std::size_t first = 0, i = 1; i <= decodes_.size(); ++i) {
-      if (i < decodes_.size() && key(decodes_[i]) == key(decodes_[first])) continue;
-      if (i - first >= 2 && decodes_[first].first_block >= 0) share_splits(host, first, i);
-      first = i;
-    }
-  }
-  for (const Decode& d : decodes_) {
-    for (std::int32_t split = d.num_planned; split < d.num_splits; ++split) {
-      items_.push_back({d.token, d.table_row, d.length, split, d.first_slot});
-    }
-  }
-  // Members lie behind the items.
-  constexpr std::size_t kMembersAnItem = sizeof(DecodeItem) / sizeof(DecodeMember);
-  for (DecodeItem& item : items_) {
-    item.first_member += static_cast<std::int32_t>(items_.size() * kMembersAnItem);
-  }
-}
-
-void StepStage::share_splits(const ForwardBatch& host, std::size_t first, std::size_t end) {
-  shared_.assign(end - first, 0);
-  std::int32_t most = 0;
-  for (std::size_t i = first; i + 1 < end; ++i) {
-    const Decode &a = decodes_[i], &b = decodes_[i + 1];
-    // The last split of each holds its own new token.
-    const std::int32_t splits = std::min(a.num_splits, b.num_splits) - 1;
-    const std::int32_t blocks = splits * a.size / host.block_size;
-    const BlockId* entries = host.block_tables + a.table_row * host.table_stride;
-    const BlockId* others = host.block_tables + b.table_row * host.table_stride;
-    const auto same = std::mismatch(entries, entries + blocks, others).first - entries;
-    shared_[i - first] = static_cast<std::int32_t>(same * host.block_size / a.size);
-    most = std::max(most, shared_[i - first]);
-  }
-  for (std::int32_t split = 0; split < most; ++split) {
-    for (std::size_t i = first; i < end;) {
-      std::size_t next = i + 1;
-      while (next < end && next - i < kMaxMembers && shared_[next - 1 - first] > split) ++next;
-      const Decode& d = decodes_[i];
-      if (split < d.num_splits) {
-        DecodeItem item{d.token, d.table_row, d.length, split, d.first_slot};
-        item.count = static_cast<std::int32_t>(next - i);
-        item.first_member = static_cast<std::int32_t>(members_.size());
-        for (std::size_t m = i; m < next && item.count > 1; ++m) {
-          members_.push_back({decodes_[m].token, decodes_[m].length, decodes_[m].first_slot});
-          item.length = std::min(item.length, decodes_[m].length);
-        }
-        items_.push_back(item);
-      }
-      i = next;
-    }
-  }
-  for (std::size_t i = first; i < end; ++i) {
-    decodes_[i].num_planned = std::min(most, decodes_[i].num_splits);
-  }
-}
-
 ForwardBatch StepStage::stage(const ForwardBatch& host, cudaStream_t stream) {
   PAGEDCORE_CHECK(host.num_tokens <= max_tokens_ && host.num_seqs <= max_seqs_,
                   "reserve_steps() was called for fewer: ", host.num_tokens, " tokens, ",
                   host.num_seqs, " sequences");
   PAGEDCORE_CHECK(host.table_stride <= table_stride_, host.table_stride);
   update_tables(host, stream);
-  plan_attention(host);
+  decode_.make(host);
+  prefill_.clear();
+  inputs_.prefill_lens.clear();
+  for (std::int32_t s = 0; s < host.num_seqs; ++s) {
+    const std::int32_t query_len = host.query_starts[s + 1] - host.query_starts[s];
+    if (query_len < 2) continue;
+    prefill_.push_back(s);
+    inputs_.prefill_lens.push_back(query_len);
+  }
 
   const bool decode = host.max_query_len == 1 && host.num_seqs == host.num_tokens &&
                       host.num_logit_rows == host.num_tokens;
@@ -199,9 +108,10 @@ ForwardBatch StepStage::stage(const ForwardBatch& host, cudaStream_t stream) {
     b.num_seqs = b.num_logit_rows = b.num_tokens;
     inputs_.padded = true;
   }
-  const StepHeader header{host.num_tokens, host.num_seqs, static_cast<std::int32_t>(items_.size()),
-                          static_cast<std::int32_t>(prefill_.size()),
-                          members_.empty() ? 1 : kMaxMembers};
+  const auto& items = decode_.items();
+  const auto& members = decode_.members();
+  const StepHeader header{host.num_tokens, host.num_seqs, static_cast<std::int32_t>(items.size()),
+                          static_cast<std::int32_t>(prefill_.size())};
   char* pinned = inputs_ring_.begin(device_.bytes());
   Packer pack(pinned, device_.as<char>());
   inputs_.header = pack.add(&header, 1, 1, {});
@@ -214,8 +124,8 @@ ForwardBatch StepStage::stage(const ForwardBatch& host, cudaStream_t stream) {
   b.logit_rows = pack.add(host.logit_rows, host.num_logit_rows, b.num_logit_rows, 0);
   inputs_.prefill =
       pack.add<std::int32_t>(prefill_.data(), header.num_prefill, header.num_prefill, 0);
-  inputs_.items = pack.add<DecodeItem>(items_.data(), header.num_items, header.num_items, {});
-  pack.add<DecodeMember>(members_.data(), members_.size(), members_.size(), {});
+  inputs_.items = pack.add<DecodeItem>(items.data(), header.num_items, header.num_items, {});
+  pack.add<DecodeMember>(members.data(), members.size(), members.size(), {});
   inputs_.num_items = header.num_items;
   PAGEDCORE_CHECK(pack.bytes() <= device_.bytes(), pack.bytes(), " of ", device_.bytes());
   inputs_ring_.submit(device_.as<char>(), pack.bytes(), stream);

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cuda/backend/decode_plan.h"
 #include "cuda/backend/upload_ring.h"
 #include "cuda/common/plan.h"
 #include "pagedcore/forward_batch.h"
@@ -38,25 +39,11 @@ class StepStage {
 
  private:
   void update_tables(const ForwardBatch& host, cudaStream_t stream);
-  void plan_attention(const ForwardBatch& host);
-  void plan_decode(const ForwardBatch& host);
-  // Makes items of the splits that sequences [first, end) of decodes_ hold in the same blocks.
-  void share_splits(const ForwardBatch& host, std::size_t first, std::size_t end);
-
   std::int32_t max_tokens_ = 0;
   std::int32_t max_seqs_ = 0;
   std::int64_t table_stride_ = 0;
   StepInputs inputs_;
-  // A sequence with one token, and how many of its splits have an item.
-  struct Decode {
-    std::int32_t token, table_row, length, size, first_slot, num_splits;
-    std::int32_t num_planned = 0;
-    std::int64_t first_block = -1;
-  };
-  std::vector<Decode> decodes_;
-  std::vector<std::int32_t> shared_;  // splits that each of a run shares with the one behind
-  std::vector<DecodeItem> items_;
-  std::vector<DecodeMember> members_;
+  DecodePlan decode_;
   std::vector<std::int32_t> prefill_;
   UploadRing inputs_ring_, updates_ring_;
   Scratch device_{Scratch::Kind::kDevice};

@@ -25,12 +25,12 @@ void launch_decode_attention_as(const AttentionArgs& args, std::int64_t max_item
   PAGEDCORE_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
       &blocks_a_sm, kernel, Kernel::kThreads, Kernel::kSharedBytes));
   const std::int64_t group = args.op.num_heads / args.op.cache.num_kv_heads;
-  const std::int64_t num_work =
-      max_items * args.op.cache.num_kv_heads * ceil_div(group, Kernel::kRows);
-  const std::int64_t grid =
-      std::min<std::int64_t>(num_work, args.num_sms * std::max(1, blocks_a_sm));
-  launch_dependent(kernel, dim3(static_cast<unsigned>(grid)), Kernel::kThreads,
-                   Kernel::kSharedBytes, stream, args);
+  const std::int64_t num_tiles = args.op.cache.num_kv_heads * ceil_div(group, Kernel::kRows);
+  // All thread blocks are on the device at once: one may await what others compute.
+  const std::int64_t at_once = std::max<std::int64_t>(1, args.num_sms * blocks_a_sm / num_tiles);
+  const dim3 grid(static_cast<unsigned>(num_tiles),
+                  static_cast<unsigned>(std::min(max_items, at_once)));
+  launch_dependent(kernel, grid, Kernel::kThreads, Kernel::kSharedBytes, stream, args);
 }
 
 }  // namespace pagedcore::cuda

@@ -8,11 +8,11 @@ namespace pagedcore::cuda {
 // Prefill attention: spans of several query tokens. The rows of a tile are (token, query head of
 // one KV head) pairs, token-major, so that a tile reads each K and V once for all its heads.
 //
-// One thread block per (KV head, query tile of a span); tiles run last first, the long ones of a
-// causal span leading. KV tiles of kCols tokens lie at absolute positions and are taken in order,
-// so that a row's sum does not depend on its tile or chunk: a masked token adds exactly nothing.
-// Shared memory: the query tile and two stages of K and V (cp.async).
-// Method: FlashAttention-2, Dao 2023; paged KV, Kwon et al. 2023, section 4.
+// One thread block per (KV head, query tile of a span), grid (num_kv_heads, num_tiles); tiles run
+// last first, the long ones of a causal span leading. KV tiles of kCols tokens lie at absolute
+// positions and are taken in order, so that a row's sum does not depend on its tile or chunk: a
+// masked token adds exactly nothing. Shared memory: the query tile and two stages of K and V
+// (cp.async). Method: FlashAttention-2, Dao 2023; paged KV, Kwon et al. 2023, section 4.
 template <typename KV, int kHeadDim>
 struct PrefillAttention {
   using T = typename MmaType<KV>::type;
@@ -50,11 +50,12 @@ struct PrefillAttention {
   };
 
   // Finds the tile'th query tile among the spans, counted from the last. Called by a whole warp.
-  __device__ static Work find_work(const AttentionArgs& args, std::int32_t tile) {
+  __device__ static Work find_work(const AttentionArgs& args, std::int32_t kv_head,
+                                   std::int32_t tile) {
     const int lane = threadIdx.x % 32;
     const ForwardBatch& b = args.batch;
     Work work;
-    work.kv_head = blockIdx.x;
+    work.kv_head = kv_head;
     work.group = static_cast<std::int32_t>(args.op.num_heads / args.op.cache.num_kv_heads);
     std::int32_t before = 0;
     for (std::int32_t base = 0; base < args.header->num_prefill; base += 32) {
@@ -260,7 +261,8 @@ struct PrefillAttention {
     await_inputs();
     const PagedAttentionParams& p = args.op;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const Work work = find_work(args, static_cast<std::int32_t>(blockIdx.y));
+    const Work work = find_work(args, static_cast<std::int32_t>(blockIdx.x),
+                                static_cast<std::int32_t>(blockIdx.y));
     const KV* k_base = static_cast<const KV*>(p.cache.data) + p.layer * p.cache.layer_stride() +
                        work.kv_head * p.cache.head_stride();
     const std::uint32_t q_tile = smem_address(shared) + warp * kWarpRows * Tile::kRowBytes;
@@ -320,24 +322,5 @@ struct PrefillAttention {
     store(p, work, state);
   }
 };
-
-template <typename KV, int kHeadDim>
-__global__ void __launch_bounds__(PrefillAttention<KV, kHeadDim>::kThreads)
-    prefill_attention_kernel(const __grid_constant__ AttentionArgs args) {
-  extern __shared__ __align__(128) char shared[];
-  PrefillAttention<KV, kHeadDim>::run(args, shared);
-}
-
-template <typename KV, int kHeadDim>
-void launch_prefill_attention_as(const AttentionArgs& args, std::int64_t num_tiles,
-                                 cudaStream_t stream) {
-  using Kernel = PrefillAttention<KV, kHeadDim>;
-  const auto kernel = prefill_attention_kernel<KV, kHeadDim>;
-  PAGEDCORE_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                            Kernel::kSharedBytes));
-  const dim3 grid(static_cast<unsigned>(args.op.cache.num_kv_heads),
-                  static_cast<unsigned>(num_tiles));
-  launch_dependent(kernel, grid, Kernel::kThreads, Kernel::kSharedBytes, stream, args);
-}
 
 }  // namespace pagedcore::cuda

@@ -1,7 +1,5 @@
 #pragma once
 
-#include <nv/target>
-
 #include "cuda/kernels/prefill_attention.cuh"
 #include "cuda/kernels/wgmma.cuh"
 
@@ -9,11 +7,14 @@ namespace pagedcore::cuda {
 
 // Prefill attention on Hopper; the rows, the tiles and their order are PrefillAttention's.
 //
-// One thread block per (KV head, query tile of 128 rows), of three warpgroups. The first copies KV
-// tiles of kCols tokens (cp.async by block table, two stages of K and of V); each of the others
-// computes 64 rows: S = Q K^T by wgmma, online softmax in registers, O += P V by wgmma with P from
-// registers. A warpgroup issues the next tile's S before this one's O, so that the softmax of the
-// one runs beside the products of the other; the two warpgroups take turns at issuing.
+// Grid: as many thread blocks as processors; each computes its share of the items (query tile of
+// kRows rows, KV head). Block: three warpgroups. Shared memory: Shared.
+// The first warpgroup loads: a warp keys and a warp values, in tiles of kCols tokens, by one tensor
+// copy a block and 64 columns; two warps find the items and load their queries, one item ahead. The
+// others compute 64 rows each: S = Q K^T by wgmma, online softmax in registers, O += P V by wgmma
+// with P from registers. A warpgroup issues the next tile's S before this one's O, so that its
+// softmax runs beside its own products, and the two take turns at issuing, so that the softmax of
+// one runs beside the products of the other.
 // Method: FlashAttention-3, Shah et al. 2024; paged KV, Kwon et al. 2023, section 4.
 template <typename KV, int kHeadDim>
 struct PrefillAttentionSm90 {
@@ -25,94 +26,158 @@ struct PrefillAttentionSm90 {
   static constexpr int kRows = 64 * kConsumers;
   static constexpr int kCols = 128;
   static constexpr int kStages = 2;
+  static constexpr int kItems = 2;               // one being computed, one being loaded
+  static constexpr int kLoaders = 64;            // threads that load queries
   static constexpr int kHalves = kHeadDim / 64;  // 64-column tiles of a row
   static constexpr int kQueryTile = kRows * 128;
   static constexpr int kTile = kCols * 128;
   static constexpr int kStageBytes = kHalves * kTile;
-  static constexpr int kQueryBytes = kHalves * kQueryTile;
-  static constexpr int kSharedBytes = 1024 + kQueryBytes + 2 * kStages * kStageBytes + 64;
-  static_assert(!kServes || kRows == Base::kRows);
+  static_assert(!kServes || (kRows == Base::kRows && kCols == kPrefillTileTokens));
 
   struct Shared {
-    std::uint32_t query, k, v, barriers;
-    __device__ explicit Shared(char* raw) {
-      query = (smem_address(raw) + 1023) / 1024 * 1024;
-      k = query + kQueryBytes;
-      v = k + kStages * kStageBytes;
-      barriers = v + kStages * kStageBytes;
+    char query[kItems][kHalves * kQueryTile];
+    char kv[2][kStages][kStageBytes];
+    Work work[kItems];  // none is left where end is 0
+    std::uint64_t item_full[kItems], item_empty[kItems];
+    std::uint64_t full[2][kStages], empty[2][kStages];
+  };
+  static constexpr int kSharedBytes = 1024 + sizeof(Shared);
+
+  // Where a role is in a ring of buffers.
+  template <int kSize>
+  struct Cursor {
+    int index = 0, parity = 0;
+    __device__ void next() {
+      if (++index == kSize) index = 0, parity ^= 1;
     }
-    __device__ std::uint32_t full(int kv, int stage) const {
-      return barriers + 8 * (2 * kv + stage);
-    }
-    __device__ std::uint32_t empty(int kv, int stage) const { return full(kv, stage) + 32; }
   };
 
-  // The copying warpgroup. Warp w copies rows 32 w ..
-  __device__ static void produce(const AttentionArgs& args, const Work& work, const Shared& s,
-                                 std::int32_t begin) {
-    constexpr int kChunks = kHeadDim / 8;
-    constexpr int kRowsAtOnce = 32 / kChunks;
-    const KvCacheView& c = args.op.cache;
-    const int lane = threadIdx.x % 32, first_row = threadIdx.x / 32 * 32;
-    const KV* base = static_cast<const KV*>(c.data) + args.op.layer * c.layer_stride() +
-                     work.kv_head * c.head_stride();
-    const int shift = __ffs(static_cast<int>(c.block_size)) - 1;
-    const BlockId* table = args.batch.block_tables + work.table_row * args.batch.table_stride;
-    const auto row_offset = [&](std::int32_t tile_begin) -> std::int64_t {
-      const std::int32_t token = tile_begin + first_row + lane;
-      if (token < work.start || token >= work.end) return -1;
-      return __ldg(table + (token >> shift)) * c.block_stride() +
-             (token & (c.block_size - 1)) * kHeadDim;
-    };
-    const auto copy_tile = [&](const KV* from, std::int64_t offset, std::uint32_t to) {
-#pragma unroll
-      for (int i = 0; i < 32 / kRowsAtOnce; ++i) {
-        const int in_warp = i * kRowsAtOnce + lane / kChunks, chunk = lane % kChunks;
-        const std::int64_t at = __shfl_sync(0xffffffffu, offset, in_warp);
-        const std::uint32_t dst =
-            to + chunk / 8 * kTile + sm90::swizzled(first_row + in_warp, chunk % 8);
-        copy_async16(dst, from + (at < 0 ? 0 : at) + chunk * 8, at >= 0);
+  __device__ static void init_barriers(Shared& s) {
+    for (int i = 0; i < kItems; ++i) {
+      barrier_init(smem_address(&s.item_full[i]), kLoaders + 1);
+      barrier_init(smem_address(&s.item_empty[i]), 2 + 4 * kConsumers);
+    }
+    for (int kv = 0; kv < 2; ++kv) {
+      for (int stage = 0; stage < kStages; ++stage) {
+        barrier_init(smem_address(&s.full[kv][stage]), 1);
+        barrier_init(smem_address(&s.empty[kv][stage]), 4 * kConsumers);
       }
-    };
-    std::int64_t offset = row_offset(begin);
-    int tile = 0;
-    for (; begin < work.end; begin += kCols, ++tile) {
-      const int stage = tile % kStages, parity = tile / kStages % 2;
-      const std::int64_t now = offset;
-      offset = row_offset(begin + kCols);
-      barrier_wait(s.empty(0, stage), parity ^ 1);
-      copy_tile(base, now, s.k + stage * kStageBytes);
-      sm90::barrier_arrive_after_copies(s.full(0, stage));
-      barrier_wait(s.empty(1, stage), parity ^ 1);
-      copy_tile(base + c.kv_stride(), now, s.v + stage * kStageBytes);
-      sm90::barrier_arrive_after_copies(s.full(1, stage));
+    }
+    barrier_init_fence();
+  }
+
+  // The thread block's round'th item: forth and back over the thread blocks, as the items of a span
+  // get shorter.
+  __device__ static std::int32_t item_of(std::int32_t round) {
+    const auto size = static_cast<std::int32_t>(gridDim.x), block = static_cast<int>(blockIdx.x);
+    return round * size + (round % 2 == 0 ? block : size - 1 - block);
+  }
+
+  // Two warps: find the items and load their queries.
+  __device__ static void load_items(const AttentionArgs& args, std::int32_t num_items, Shared& s) {
+    const int thread = static_cast<int>(threadIdx.x) % kLoaders;
+    const auto kv_heads = static_cast<std::int32_t>(args.op.cache.num_kv_heads);
+    Cursor<kItems> at;
+    for (std::int32_t round = 0;; ++round, at.next()) {
+      const std::int32_t item = item_of(round);
+      Work work{};
+      const bool any = item < num_items;  // where not, the rounds behind are empty too
+      if (any) work = Base::find_work(args, item % kv_heads, item / kv_heads);
+      barrier_wait(smem_address(&s.item_empty[at.index]), at.parity ^ 1);
+      const std::uint32_t full = smem_address(&s.item_full[at.index]);
+      if (thread == 0) {
+        s.work[at.index] = work;
+        barrier_arrive(full);
+      }
+      if (any) {
+        load_query(args.op, work, smem_address(s.query[at.index]), thread, full);
+      } else {
+        barrier_arrive(full);
+        return;
+      }
     }
   }
 
+  // Loads a query tile; the thread arrives at `full` when its part is there.
   __device__ static void load_query(const PagedAttentionParams& p, const Work& work,
-                                    std::uint32_t tile, int thread) {
+                                    std::uint32_t tile, int thread, std::uint32_t full) {
     constexpr int kChunks = kHeadDim / 8;
-    for (int i = thread; i < kRows * kChunks; i += 128 * kConsumers) {
+    const bool same = p.query_dtype == p.cache.dtype;
+#pragma unroll 1
+    for (int i = thread; i < kRows * kChunks; i += kLoaders) {
       const int row = i / kChunks, chunk = i % kChunks;
       const std::int32_t packed = work.first_row + row;
-      float v[8] = {};
-      if (packed < work.query_len * work.group) {
-        const std::int64_t token = work.query_start + packed / work.group;
-        const std::int64_t head = work.kv_head * work.group + packed % work.group;
-        load8(p.query, p.query_dtype, (token * p.num_heads + head) * kHeadDim + chunk * 8, v);
+      const bool real = packed < work.query_len * work.group;
+      const std::int64_t token = work.query_start + packed / work.group;
+      const std::int64_t head = work.kv_head * work.group + packed % work.group;
+      const std::int64_t at =
+          real ? (token * p.num_heads + head) * kHeadDim + chunk * 8 : std::int64_t{0};
+      const std::uint32_t dst = tile + chunk / 8 * kQueryTile + sm90::swizzled(row, chunk % 8);
+      if (same) {
+        copy_async16(dst, static_cast<const KV*>(p.query) + at, real);
+        continue;
       }
-      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(tile + chunk / 8 * kQueryTile +
-                                                                    sm90::swizzled(row, chunk % 8)),
+      float v[8] = {};
+      if (real) load8(p.query, p.query_dtype, at, v);
+      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(dst),
                    "r"(pack2(v[0], v[1], KV{})), "r"(pack2(v[2], v[3], KV{})),
                    "r"(pack2(v[4], v[5], KV{})), "r"(pack2(v[6], v[7], KV{}))
                    : "memory");
     }
-    sm90::proxy_fence();
-    asm volatile("bar.sync 1, %0;" ::"n"(128 * kConsumers) : "memory");
+    if (same) {
+      sm90::barrier_arrive_after_copies(full);
+    } else {
+      barrier_arrive(full);
+    }
   }
 
-  __device__ static void multiply_keys(const Shared& s, int stage, int group, float (&score)[64]) {
-    const std::uint32_t q = s.query + group * 64 * 128, k = s.k + stage * kStageBytes;
+  // One warp: loads the keys (kv is 0) or the values of all items.
+  __device__ static void load_cache(const AttentionArgs& args, const CUtensorMap& map, Shared& s,
+                                    int kv) {
+    const KvCacheView& c = args.op.cache;
+    const int lane = threadIdx.x % 32;
+    const auto block_size = static_cast<int>(c.block_size);
+    const int shift = __ffs(block_size) - 1;
+    // Of each tile a lane copies one box: the tokens that lie in one block, 64 columns of them.
+    const int box_tokens = prefill_box_tokens(block_size);
+    const int box = lane % 16, half = lane / 16;
+    const bool copies = box * box_tokens < kCols && half < kHalves;
+    Cursor<kItems> item;
+    Cursor<kStages> at;
+    for (;; item.next()) {
+      barrier_wait(smem_address(&s.item_full[item.index]), item.parity);
+      const Work work = s.work[item.index];
+      __syncwarp();
+      if (lane == 0) barrier_arrive(smem_address(&s.item_empty[item.index]));
+      if (work.end == 0) return;
+      const BlockId* table = args.batch.block_tables + work.table_row * args.batch.table_stride;
+      const auto slice = static_cast<int>((args.op.layer * 2 + kv) * c.num_kv_heads) + work.kv_head;
+      // Blocks that no row sees are not in the table; beyond the last block all is zero.
+      const auto block_of = [&](std::int32_t first) {
+        const std::int32_t token = first + box * box_tokens;
+        const bool seen = copies && token < work.end && token + box_tokens > work.start;
+        return seen ? __ldg(table + (token >> shift)) : static_cast<BlockId>(c.num_blocks);
+      };
+      std::int32_t begin = work.start / kCols * kCols;
+      BlockId block = block_of(begin);
+      for (; begin < work.end; begin += kCols, at.next()) {
+        const BlockId now = block;
+        block = block_of(begin + kCols);
+        const std::uint32_t full = smem_address(&s.full[kv][at.index]);
+        barrier_wait(smem_address(&s.empty[kv][at.index]), at.parity ^ 1);
+        if (lane == 0) sm90::barrier_arrive_expecting(full, kStageBytes);
+        __syncwarp();
+        if (copies) {
+          const std::uint32_t dst =
+              smem_address(s.kv[kv][at.index]) + half * kTile + box * box_tokens * 128;
+          const int row = (begin + box * box_tokens) & (block_size - 1);
+          sm90::copy_box(dst, map, half * 64, row, slice, now, full);
+        }
+      }
+    }
+  }
+
+  __device__ static void multiply_keys(std::uint32_t q, std::uint32_t k, float (&score)[64]) {
     sm90::mma_fence();
 #pragma unroll
     for (int i = 0; i < kHeadDim / 16; ++i) {
@@ -123,14 +188,13 @@ struct PrefillAttentionSm90 {
     sm90::mma_commit();
   }
 
-  __device__ static void multiply_values(const Shared& s, int stage,
+  __device__ static void multiply_values(std::uint32_t v,
                                          const std::uint32_t (&weights)[kCols / 16][4],
                                          float (&out)[kHeadDim / 2]) {
     sm90::mma_fence();
 #pragma unroll
     for (int i = 0; i < kCols / 16; ++i) {
-      const std::uint32_t v = s.v + stage * kStageBytes + i * 16 * 128;
-      sm90::mma_registers(out, weights[i], sm90::describe(v, kTile), KV{});
+      sm90::mma_registers(out, weights[i], sm90::describe(v + i * 16 * 128, kTile), KV{});
     }
     sm90::mma_commit();
   }
@@ -190,6 +254,20 @@ struct PrefillAttentionSm90 {
     }
   }
 
+  // Rows [first, end) of a tile of values become zero, as a weight of zero does not take away NaN.
+  // By one warpgroup; another may do the same at once.
+  __device__ static void zero_rows(std::uint32_t v, int first, int end) {
+    constexpr int kChunks = kHeadDim / 8;
+    for (int i = static_cast<int>(threadIdx.x) % 128; i < (end - first) * kChunks; i += 128) {
+      const int row = first + i / kChunks, chunk = i % kChunks;
+      asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(v + chunk / 8 * kTile +
+                                                                    sm90::swizzled(row, chunk % 8)),
+                   "r"(0)
+                   : "memory");
+    }
+    sm90::proxy_fence();
+  }
+
   // The computing warpgroups issue their products in turns, so that one's softmax runs beside the
   // other's products and not beside the other's softmax.
   __device__ static void await_turn(int group) {
@@ -199,29 +277,34 @@ struct PrefillAttentionSm90 {
     asm volatile("bar.arrive %0, %1;" ::"r"(2 + group), "n"(128 * kConsumers) : "memory");
   }
 
-  // One of the computing warpgroups.
-  __device__ static void consume(const AttentionArgs& args, const Work& work, const Shared& s,
-                                 std::int32_t begin) {
+  // Where one of the computing warpgroups is.
+  struct Progress {
+    int group;
+    Cursor<kItems> item;
+    Cursor<kStages> keys, values;
+  };
+
+  // One item's 64 rows of one of the computing warpgroups.
+  __device__ static void attend(const AttentionArgs& args, const Work& work, Shared& s,
+                                Progress& at) {
     const PagedAttentionParams& p = args.op;
-    const int thread = static_cast<int>(threadIdx.x) - 128;
-    const int group = thread / 128, lane = threadIdx.x % 32;
-    load_query(p, work, s.query, thread);
-    float out[kHeadDim / 2], score[64], max[2], sum[2] = {0.0f, 0.0f};
+    const int group = at.group, lane = threadIdx.x % 32;
+    float out[kHeadDim / 2], score[64], max[2], sum[2] = {0.0f, 0.0f}, keep[2];
+    std::uint32_t weights[kCols / 16][4];
     std::int32_t position[2], packed[2];
 #pragma unroll
     for (int i = 0; i < kHeadDim / 2; ++i) out[i] = 0.0f;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       max[r] = kNegativeInfinity;
-      packed[r] = work.first_row + group * 64 + thread / 32 % 4 * 16 + r * 8 + lane / 4;
+      packed[r] = work.first_row + group * 64 + static_cast<int>(threadIdx.x) / 32 % 4 * 16 +
+                  r * 8 + lane / 4;
       position[r] = work.context_len + packed[r] / work.group;
     }
     const std::int32_t first_position =
         work.context_len + (work.first_row + group * 64) / work.group;
     const std::int32_t full_window =
         p.sliding_window > 0 ? window_start(work.end - 1, p.sliding_window) : 0;
-    float keep[2];
-    std::uint32_t weights[kCols / 16][4];
     const auto weigh = [&](std::int32_t tile_begin) {
       if (tile_begin + kCols - 1 > first_position || tile_begin < full_window) {
         softmax<true>(args, tile_begin, position, score, max, sum, keep);
@@ -229,41 +312,54 @@ struct PrefillAttentionSm90 {
         softmax<false>(args, tile_begin, position, score, max, sum, keep);
       }
     };
+    const std::uint32_t query = smem_address(s.query[at.item.index]) + group * 64 * 128;
+    const auto tile = [&](int kv, int stage) { return smem_address(s.kv[kv][stage]); };
+    const auto await = [&](int kv, const Cursor<kStages>& c) {
+      barrier_wait(smem_address(&s.full[kv][c.index]), c.parity);
+    };
+    const auto release = [&](int kv, Cursor<kStages>& c) {
+      if (lane == 0) barrier_arrive(smem_address(&s.empty[kv][c.index]));
+      c.next();
+    };
     // Of each tile the keys, then, one tile later, the values: the softmax of a tile runs while the
     // values of the one before are multiplied.
+    std::int32_t begin = work.start / kCols * kCols;
     if (group == 1) give_turn(0);
-    barrier_wait(s.full(0, 0), 0);
-    sm90::proxy_fence();
-    multiply_keys(s, 0, group, score);
+    await(0, at.keys);
+    multiply_keys(query, tile(0, at.keys.index), score);
     sm90::mma_wait<0>();
-    if (lane == 0) barrier_arrive(s.empty(0, 0));
+    release(0, at.keys);
     weigh(begin);
     pack(score, weights);
-    int tile = 0;
-    for (begin += kCols; begin < work.end; begin += kCols, ++tile) {
-      const int next = (tile + 1) % kStages;
-      barrier_wait(s.full(0, next), (tile + 1) / kStages % 2);
-      barrier_wait(s.full(1, tile % kStages), tile / kStages % 2);
-      sm90::proxy_fence();
+    for (begin += kCols; begin < work.end; begin += kCols) {
+      await(0, at.keys);
+      await(1, at.values);
       await_turn(group);
-      multiply_keys(s, next, group, score);
-      multiply_values(s, tile % kStages, weights, out);
+      multiply_keys(query, tile(0, at.keys.index), score);
+      multiply_values(tile(1, at.values.index), weights, out);
       give_turn(group ^ 1);
       sm90::mma_wait<1>();
-      if (lane == 0) barrier_arrive(s.empty(0, next));
+      release(0, at.keys);
       weigh(begin);
       sm90::mma_wait<0>();
-      if (lane == 0) barrier_arrive(s.empty(1, tile % kStages));
+      release(1, at.values);
 #pragma unroll
       for (int i = 0; i < kHeadDim / 2; ++i) out[i] *= keep[i / 2 % 2];
       pack(score, weights);
     }
-    barrier_wait(s.full(1, tile % kStages), tile / kStages % 2);
-    sm90::proxy_fence();
+    if (lane == 0) barrier_arrive(smem_address(&s.item_empty[at.item.index]));
+    await(1, at.values);
+    const auto block_mask = static_cast<std::int32_t>(p.cache.block_size) - 1;
+    const std::int32_t unwritten = -work.end & block_mask & (kCols - 1);
+    if (unwritten > 0) {
+      const std::int32_t first = work.end - (begin - kCols);
+      zero_rows(tile(1, at.values.index), first, first + unwritten);
+    }
     await_turn(group);
-    multiply_values(s, tile % kStages, weights, out);
+    multiply_values(tile(1, at.values.index), weights, out);
     if (group == 0) give_turn(1);
     sm90::mma_wait<0>();
+    release(1, at.values);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 1);
@@ -271,66 +367,49 @@ struct PrefillAttentionSm90 {
       if (packed[r] >= work.query_len * work.group) continue;
       const std::int64_t token = work.query_start + packed[r] / work.group;
       const std::int64_t head = work.kv_head * work.group + packed[r] % work.group;
-      const std::int64_t at = (token * p.num_heads + head) * kHeadDim + lane % 4 * 2;
+      const std::int64_t to = (token * p.num_heads + head) * kHeadDim + lane % 4 * 2;
       const float factor = p.cache.v_scale / sum[r];
 #pragma unroll
       for (int n = 0; n < kHeadDim / 8; ++n) {
-        store2(p.out, p.out_dtype, at + n * 8, out[4 * n + 2 * r] * factor,
+        store2(p.out, p.out_dtype, to + n * 8, out[4 * n + 2 * r] * factor,
                out[4 * n + 2 * r + 1] * factor);
       }
     }
   }
 
-  __device__ static void run(const AttentionArgs& args, char* raw) {
-    allow_next();
-    await_inputs();
-    const Shared s(raw);
-    if (threadIdx.x == 0) {
-      for (int kv = 0; kv < 2; ++kv) {
-        for (int stage = 0; stage < kStages; ++stage) {
-          barrier_init(s.full(kv, stage), 128);
-          barrier_init(s.empty(kv, stage), 4 * kConsumers);
-        }
-      }
-      barrier_init_fence();
+  // One of the computing warpgroups.
+  __device__ static void compute(const AttentionArgs& args, Shared& s) {
+    Progress at{};
+    at.group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128 - 1, 0);
+    for (;; at.item.next()) {
+      barrier_wait(smem_address(&s.item_full[at.item.index]), at.item.parity);
+      sm90::proxy_fence();  // the queries were written by ordinary copies
+      const Work work = s.work[at.item.index];
+      if (work.end == 0) return;
+      attend(args, work, s, at);
     }
+  }
+
+  __device__ static void run(const AttentionArgs& args, const CUtensorMap& map,
+                             std::int32_t num_items, char* raw) {
+    allow_next();
+    Shared& s = *reinterpret_cast<Shared*>(raw + (1024 - smem_address(raw) % 1024) % 1024);
+    if (threadIdx.x == 0) init_barriers(s);
+    await_inputs();
     __syncthreads();
-    const Work work = Base::find_work(args, static_cast<std::int32_t>(blockIdx.y));
-    const std::int32_t begin = work.start / kCols * kCols;
     if (threadIdx.x < 128) {
-      sm90::give_registers<56>();
-      produce(args, work, s, begin);
+      sm90::give_registers<40>();
+      const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
+      if (warp < 2) {
+        load_cache(args, map, s, warp);
+      } else {
+        load_items(args, num_items, s);
+      }
     } else {
-      sm90::take_registers<224>();
-      consume(args, work, s, begin);
+      sm90::take_registers<232>();
+      compute(args, s);
     }
   }
 };
-
-template <typename KV, int kHeadDim>
-__global__ void __launch_bounds__(PrefillAttentionSm90<KV, kHeadDim>::kThreads, 1)
-    prefill_attention_sm90_kernel(const __grid_constant__ AttentionArgs args) {
-  extern __shared__ __align__(128) char shared[];
-  NV_IF_TARGET(NV_HAS_FEATURE_SM_90a, (PrefillAttentionSm90<KV, kHeadDim>::run(args, shared);))
-}
-
-// The kernel of the device's architecture.
-template <typename KV, int kHeadDim>
-void launch_best_prefill_attention(const AttentionArgs& args, std::int64_t num_tiles,
-                                   cudaStream_t stream) {
-  using Kernel = PrefillAttentionSm90<KV, kHeadDim>;
-  if constexpr (Kernel::kServes) {
-    if (args.sm_major == 9) {
-      const auto kernel = prefill_attention_sm90_kernel<KV, kHeadDim>;
-      PAGEDCORE_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                Kernel::kSharedBytes));
-      const dim3 grid(static_cast<unsigned>(args.op.cache.num_kv_heads),
-                      static_cast<unsigned>(num_tiles));
-      launch_dependent(kernel, grid, Kernel::kThreads, Kernel::kSharedBytes, stream, args);
-      return;
-    }
-  }
-  launch_prefill_attention_as<KV, kHeadDim>(args, num_tiles, stream);
-}
 
 }  // namespace pagedcore::cuda

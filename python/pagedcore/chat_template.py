@@ -77,7 +77,7 @@ class ChatTemplate:
             return self._template.render(
                 messages=messages, add_generation_prompt=add_generation_prompt, **variables
             )
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template is a program, and may fail as it likes
             raise InvalidArgument(f"the chat template refused the messages: {error}") from None
 
 

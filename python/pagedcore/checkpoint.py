@@ -166,8 +166,10 @@ def _read_shards(
 ) -> dict[str, Tensor]:
     """The tensors that an index lists, each from the shard that it names."""
     weight_map = read_json(index_path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+    if not weight_map or not isinstance(weight_map, dict):
         raise InvalidArgument(f"{index_path} has no weight_map")
+    if not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise InvalidArgument(f"{index_path} must map names of tensors to names of files")
     tensors: dict[str, Tensor] = {}
     source: dict[str, str] = {}
     for shard in sorted(set(weight_map.values())):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -63,6 +63,7 @@ class LLM:
         weight_bytes: Bytes that they take, quantised where they are.
         tensors: Name to (dtype, shape) of the weights as the engine holds them.
         tokenizer: None for a model without tokenizer.json, which takes token ids only.
+        on_step: Called after each step, with `lock` held; None: nothing.
 
     Raises:
         InvalidArgument: An argument or the checkpoint is wrong; the message says which and why.
@@ -177,6 +178,7 @@ class LLM:
         self.weight_bytes = self.engine.memory_plan.weights_bytes
         self.default_sampling_params = suggested_params(checkpoint.generation_config)
         self.lock = threading.RLock()
+        self.on_step: Callable[[], object] | None = None
         self._vocab_size = model.vocab_size
         self._live: dict[int, LiveRequest] = {}
 
@@ -359,6 +361,8 @@ class LLM:
                 request.apply(update, self.engine)
                 if request.finished:
                     del self._live[update.request_id]
+            if self.on_step is not None:
+                self.on_step()
 
     def abort(self, batch: Batch) -> None:
         """Ends those requests of the batch that are not finished."""

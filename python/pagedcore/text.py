@@ -63,7 +63,19 @@ class Tokenizer:
         return cls(backend, config)
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
-        """The token ids of each text; special tokens are added as the post-processor says."""
+        """The token ids of each text; special tokens are added as the post-processor says.
+
+        Raises:
+            InvalidArgument: A text holds half of a surrogate pair, as undecodable bytes leave it.
+        """
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                wrong = text[error.start]
+                raise InvalidArgument(
+                    f"text must be valid Unicode, it holds {wrong!r} at place {error.start}"
+                ) from None
         encodings = self._backend.encode_batch(list(texts), add_special_tokens=add_special_tokens)
         return [encoding.ids for encoding in encodings]
 

@@ -19,17 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from chats import ASSISTANT_TOKEN, BEGIN_TOKEN, END_TOKEN, SYSTEM_TOKEN, USER_TOKEN
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from write_stories import (
-    ASSISTANT_TOKEN,
-    BEGIN_TOKEN,
-    END_TOKEN,
-    SYSTEM_TOKEN,
-    USER_TOKEN,
-    StoryWriter,
-)
+from write_stories import StoryWriter
 
 SPECIAL_TOKENS = [BEGIN_TOKEN, END_TOKEN, SYSTEM_TOKEN, USER_TOKEN, ASSISTANT_TOKEN]
 CHAT_TEMPLATE = (

@@ -87,12 +87,22 @@ def test_prefill_equals_the_reference_for_ragged_chunks(ops, dtype, head_dim, kv
     check(ops, make_case(dtype, head_dim, kv_heads, group, 16, query, context), dtype=dtype)
 
 
-@pytest.mark.parametrize("block_size", [1, 2, 8, 32, 64, 256])
+@pytest.mark.parametrize("block_size", [1, 2, 4, 8, 32, 64, 128, 256])
 @pytest.mark.parametrize("dtype", ["bfloat16", "fp8_e4m3"])
-def test_any_block_size_serves_a_mixed_batch(ops, dtype, block_size):
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("window", [0, 90])
+def test_any_block_size_serves_a_mixed_batch(ops, dtype, head_dim, block_size, window):
     query = [1, 7, 1, 130, 1, 1, 40]
     context = [300, 0, 0, 77, 1499, 15, 512]
-    check(ops, make_case(dtype, 128, 2, 4, block_size, query, context), dtype=dtype)
+    case = make_case(dtype, head_dim, 2, 4, block_size, query, context)
+    check(ops, case, dtype=dtype, window=window)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_query_tiles_beyond_the_number_of_processors_are_computed(ops, dtype, head_dim):
+    case = make_case(dtype, head_dim, 8, 4, 16, [257] * 40, [91] * 40)
+    check(ops, case, dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "fp8_e4m3"])
@@ -203,11 +213,14 @@ def test_a_query_of_no_tokens_is_left_out(ops):
 
 @pytest.mark.parametrize("window", [0, 300, 1200])
 @pytest.mark.parametrize("group", [1, 3, 4, 5, 8, 20])
+@pytest.mark.parametrize("head_dim", [64, 256])
 @pytest.mark.parametrize("dtype", ["bfloat16", "fp8_e4m3"])
-def test_splits_in_common_blocks_give_the_bytes_of_each_sequence_alone(ops, dtype, group, window):
+def test_splits_in_common_blocks_give_the_bytes_of_each_sequence_alone(
+    ops, dtype, head_dim, group, window
+):
     lens = [2000, 1290, 2100, 1100, 1400, 1025, 300, 2200, 1536, 1100, 1101, 4000]
     shared = [0, 1280, 1024, 1024, 512, 1024, 256, 1536, 1024, 1040, 700, 1024]
-    case = make_case(dtype, 64, 2, group, 16, [1] * len(lens), [n - 1 for n in lens])
+    case = make_case(dtype, head_dim, 2, group, 16, [1] * len(lens), [n - 1 for n in lens])
     query, cache, batch = case
     for table, tokens in zip(batch.tables, shared, strict=True):
         table[: tokens // 16] = batch.tables[0][: tokens // 16]
@@ -221,6 +234,19 @@ def test_splits_in_common_blocks_give_the_bytes_of_each_sequence_alone(ops, dtyp
         q = query[list(rows)].contiguous()
         out = check(ops, (q, cache, alone), dtype=dtype, window=window)
         assert torch.equal(out, together[list(rows)])
+
+
+@pytest.mark.parametrize("group", [4, 8])
+def test_many_sequences_on_one_prefix_give_the_bytes_of_each_alone(ops, group):
+    lens = [1088 + i for i in range(40)]
+    query, cache, batch = make_case(
+        "bfloat16", 128, 8, group, 16, [1] * len(lens), [n - 1 for n in lens]
+    )
+    for table in batch.tables:
+        table[:64] = batch.tables[0][:64]
+    together = check(ops, (query, cache, batch))
+    alone = Batch(batch.query_lens, batch.context_lens, batch.tables, 16, batch.stride, share=False)
+    assert torch.equal(check(ops, (query, cache, alone)), together)
 
 
 def test_a_replayed_graph_follows_what_sequences_share(ops):

@@ -14,6 +14,17 @@ def test_sanitized_attention(ops, dtype, head_dim):
     check(ops, case, dtype=dtype, window=100)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp8_e4m3"])
+@pytest.mark.parametrize("group", [4, 20])
+def test_sanitized_attention_on_common_blocks(ops, dtype, group):
+    case = make_case(dtype, 64, 1, group, 16, [1] * 6, [1100, 1200, 1050, 1300, 40, 1100])
+    tables = case[2].tables
+    for table in tables[1:]:
+        table[:64] = tables[0][:64]
+    check(ops, case, dtype=dtype)
+    check(ops, case, dtype=dtype, window=800)
+
+
 def test_sanitized_other_ops(ops):
     x = torch.randn(3, 256, device="cuda")
     y = torch.empty(3, 256, device="cuda", dtype=torch.bfloat16)

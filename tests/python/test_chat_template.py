@@ -63,6 +63,12 @@ def test_a_template_that_is_not_jinja_is_refused():
         ChatTemplate("{% if %}", {})
 
 
+def test_content_that_a_template_cannot_take_is_refused():
+    template = ChatTemplate("{{ 'Say ' + messages[0]['content'] }}", {})
+    with pytest.raises(InvalidArgument, match="refused the messages: can only concatenate str"):
+        template.render([{"role": "user", "content": 5}])
+
+
 @pytest.mark.parametrize("messages", [[], "hi", {"role": "user"}, None])
 def test_a_conversation_must_be_a_list_of_messages(messages):
     with pytest.raises(InvalidArgument, match="messages must be a list like"):

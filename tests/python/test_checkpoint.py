@@ -92,6 +92,10 @@ def test_an_index_that_disagrees_with_its_shards_is_refused(folder):
     index.write_text(json.dumps({"weight_map": right | {"c.weight": "m-2.safetensors"}}))
     with pytest.raises(InvalidArgument, match=r"places tensor c\.weight in m-2.*in no shard"):
         load_checkpoint(folder)
+    index.write_text(json.dumps({"weight_map": {"a.weight": 1}}))
+    with pytest.raises(InvalidArgument, match="must map names of tensors to names of files"):
+        load_checkpoint(folder)
+    index.write_text(json.dumps({"weight_map": right}))
     save_file(tensors_of(), folder / "m-2.safetensors")
     with pytest.raises(InvalidArgument, match=r"a\.weight is in both m-1\.safetensors and m-2"):
         load_checkpoint(folder)

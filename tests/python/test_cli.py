@@ -18,6 +18,7 @@ from pagedcore.cli import main
 from pagedcore.cli.options import byte_size, show_bytes
 
 SMALL = ["--kv-cache", "4M", "--threads", "1"]
+SUGGESTED = {"temperature": 0.8, "top_p": 0.95}  # by the shipped model
 COMMANDS = ("generate", "chat", "bench", "info")
 
 
@@ -88,6 +89,13 @@ def test_seeds_and_stop_strings_reach_the_sampler(capsys, expected):
     stop = expected("One day,")[5:8]
     code, out, _ = call(capsys, *args, "--greedy", "--max-tokens", "12", "--stop", stop)
     assert (code, out) == (0, expected("One day,").split(stop)[0] + "\n")
+
+
+def test_generate_prints_the_best_beam(capsys, expected):
+    args = ("generate", "One day,", "--no-echo", "--max-tokens", "12", *SMALL)
+    code, out, _ = call(capsys, *args, "--beam-width", "3", "--length-penalty", "0.5")
+    text = expected("One day,", beam_width=3, length_penalty=0.5, **SUGGESTED)
+    assert (code, out) == (0, text + "\n")
 
 
 def test_chat_answers_from_a_pipe(expected):
@@ -185,9 +193,13 @@ def test_help_has_examples_and_says_the_defaults(capsys, command):
         (["frobnicate"], 2, "invalid choice: 'frobnicate'"),
         (["generate", "x", "--top-k", "many"], 2, "argument --top-k: invalid int value: 'many'"),
         (["generate", "x", "--kv-cache", "big"], 2, "'big' is not a size like 512M or 2G"),
+        (["generate", "x", "--kv-cache", "inf"], 2, "'inf' is not a size like 512M or 2G"),
+        (["generate", "x", "--lines"], 2, "--lines reads prompts from stdin"),
+        (["generate", "x\udcff"], 2, "text must be valid Unicode, it holds '\\udcff' at place 1"),
+        (["bench", "--seed", "-1"], 2, "--seed must be at least 0, got -1"),
         (["generate", "x", "--temperature", "-1"], 2, "temperature must be a finite number"),
         (["generate", "x", "--model", "./nowhere"], 2, "model folder './nowhere' does not exist"),
-        (["generate", "x", "y", "--stream"], 2, "--stream needs a single prompt"),
+        (["generate", "x", "y", "--stream"], 2, "--stream needs one prompt"),
         (["generate", "x", "--device", "cuda"], 1, "no CUDA"),
         (["info", "--block-size", "3"], 2, "block_size must be a power of two"),
     ],

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from pagedcore import _core
 from pagedcore._core import InvalidArgument
 from pagedcore.cli.options import HelpFormatter, add_engine_options, load_model
+from pagedcore.cli.watch import add_watch_option, num_preemptions, watching
 from pagedcore.llm import LLM
 from pagedcore.sampling_params import SamplingParams
 
@@ -49,18 +50,22 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random tokens")
     parser.add_argument("--no-probe", action="store_true", help="do not measure the machine first")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_watch_option(parser)
     add_engine_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
+    if args.seed < 0:
+        raise InvalidArgument(f"--seed must be at least 0, got {args.seed}")
     llm = load_model(args)
     lengths = read_lengths(args, llm.engine.config.max_model_len)
     limits = None
     if not args.no_probe and llm.engine.backend_description.startswith("cpu"):
         limits = _core.measure_cpu_limits(args.threads or 0, args.isa or "")
-    measured = measure(llm, lengths, args.seed)
+    with watching(llm, args.watch):
+        measured = measure(llm, lengths, args.seed)
     facts = summary(llm, lengths, measured, limits)
     if args.json:
         print(json.dumps(facts))
@@ -119,9 +124,12 @@ def measure(llm: LLM, lengths: list[tuple[int, int]], seed: int) -> Measured:
     for prompt, (_, output) in zip(prompts, lengths):
         params = SamplingParams(max_tokens=output, ignore_eos=True, temperature=0)
         outputs[engine.add_request(prompt, params.core)] = output
-    with tqdm(total=len(prompts), unit="request", disable=not sys.stderr.isatty()) as progress:
+    no_progress = llm.on_step is not None or not sys.stderr.isatty()
+    with tqdm(total=len(prompts), unit="request", disable=no_progress) as progress:
         while engine.has_unfinished():
             updates = engine.step()
+            if llm.on_step is not None:
+                llm.on_step()
             stats = engine.stats()
             result.step_tokens.append(stats.num_computed_tokens - computed)
             result.step_samples.append(len(updates))
@@ -158,7 +166,7 @@ def summary(
         "per_token_ms_p99": float(np.percentile(run.per_token_ms, 99)),
         "steps": len(run.step_tokens),
         "host_us_per_step": stats.total_host_us / max(1, stats.num_steps),
-        "preemptions": stats.num_recompute_preemptions + stats.num_swap_preemptions,
+        "preemptions": num_preemptions(stats),
         "kv_waste_percent": 100 * float(np.mean(run.step_waste)),
     }
     if limits is not None:

@@ -16,6 +16,7 @@ from pagedcore.cli.options import (
     load_model,
     sampling_params,
 )
+from pagedcore.cli.watch import add_watch_option, watching
 from pagedcore.llm import LLM
 from pagedcore.outputs import RequestOutput
 from pagedcore.sampling_params import SamplingParams
@@ -38,7 +39,7 @@ def add_parser(commands: Any) -> None:
         formatter_class=HelpFormatter,
     )
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="none: read one from stdin")
-    parser.add_argument("--lines", action="store_true", help="each line of stdin is a prompt")
+    parser.add_argument("--lines", action="store_true", help="every line of stdin is a prompt")
     parser.add_argument(
         "--stream",
         action=argparse.BooleanOptionalAction,
@@ -47,7 +48,15 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--no-echo", action="store_true", help="print the text without the prompt")
     parser.add_argument("--json", action="store_true", help="print one JSON object a prompt")
     parser.add_argument("--stats", action="store_true", help="print tokens and speed to stderr")
+    add_watch_option(parser)
     parser.add_argument("-n", type=int, metavar="N", help="texts a prompt")
+    parser.add_argument(
+        "--best-of", type=int, metavar="N", help="sample N texts and print the likeliest of them"
+    )
+    parser.add_argument("--beam-width", type=int, metavar="N", help="beam search with N beams")
+    parser.add_argument(
+        "--length-penalty", type=float, metavar="X", help="of beams; above 1 prefers longer texts"
+    )
     add_sampling_options(parser)
     add_engine_options(parser)
     parser.set_defaults(run=run)
@@ -58,14 +67,19 @@ def run(args: argparse.Namespace) -> int:
     prompts = _read_prompts(args)
     llm = load_model(args)
     params = sampling_params(args, llm.default_sampling_params)
-    single = len(prompts) == 1 and params.n == 1 and not args.json
-    if args.stream and not single:
-        raise InvalidArgument("--stream needs a single prompt, -n 1 and no --json")
+    ranked = params.beam_width > 0 or (params.best_of or 0) > params.n
+    single = len(prompts) == 1 and params.n == 1 and not ranked and not args.json
+    if args.stream and (not single or args.watch):
+        raise InvalidArgument(
+            "--stream needs one prompt and one text as it comes, without --json and --watch"
+        )
     begin = time.perf_counter()
-    if single and args.stream is not False:
+    if single and args.stream is not False and not args.watch:
         num_tokens = _stream(llm, prompts[0], params, echo=not args.no_echo)
     else:
-        outputs = llm.generate(prompts, params, use_tqdm=sys.stderr.isatty())
+        with watching(llm, args.watch):
+            show_progress = sys.stderr.isatty() and not args.watch
+            outputs = llm.generate(prompts, params, use_tqdm=show_progress)
         _print(outputs, args)
         num_tokens = sum(len(o.token_ids) for output in outputs for o in output.outputs)
     if args.stats:
@@ -77,10 +91,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _read_prompts(args: argparse.Namespace) -> list[str]:
     if args.prompts:
+        if args.lines:
+            raise InvalidArgument("--lines reads prompts from stdin, so it takes no PROMPT")
         return list(args.prompts)
     if sys.stdin.isatty():
         raise InvalidArgument('give a prompt, as in: pagedcore generate "Once upon a time"')
-    text = sys.stdin.read()
+    try:
+        text = sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"stdin must be text: {error}") from None
     prompts = [line for line in text.splitlines() if line] if args.lines else [text.rstrip("\n")]
     if not any(prompts):
         raise InvalidArgument("stdin is empty; a prompt must have at least one token")

@@ -32,7 +32,7 @@ def byte_size(text: str) -> int:
     unit = number[-1:] if number[-1:] in _UNITS else ""
     try:
         return int(float(number.removesuffix(unit)) * _UNITS[unit])
-    except ValueError:
+    except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size like 512M or 2G") from None
 
 
@@ -131,17 +131,30 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """The options of SamplingParams; what is not given is the model's own suggestion."""
     group = parser.add_argument_group("sampling (what is not given is as the model suggests)")
     group.add_argument("--greedy", action="store_true", help="always the most likely token")
-    group.add_argument("-t", "--temperature", type=float, metavar="X", help="0: greedy")
-    group.add_argument("--top-p", type=float, metavar="X", help="from this share of probability")
-    group.add_argument("--top-k", type=int, metavar="N", help="from the N most likely tokens")
-    group.add_argument("--min-p", type=float, metavar="X", help="drop below X of the most likely")
+    group.add_argument(
+        "-t", "--temperature", type=float, metavar="X", help="0: greedy; higher: more varied"
+    )
+    group.add_argument(
+        "--top-p", type=float, metavar="X", help="of the likeliest with this share of probability"
+    )
+    group.add_argument("--top-k", type=int, metavar="N", help="of the N likeliest tokens")
+    group.add_argument(
+        "--min-p", type=float, metavar="X", help="of tokens at least X times as likely as the first"
+    )
     group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
     group.add_argument("--max-tokens", type=int, metavar="N", help="most tokens to generate")
     group.add_argument("--min-tokens", type=int, metavar="N", help="no end before N tokens")
     group.add_argument("--stop", action="append", metavar="TEXT", help="end there; repeatable")
     group.add_argument("--ignore-eos", action="store_true", help="go on after the end of text")
-    for name in ("repetition", "presence", "frequency"):
-        group.add_argument(f"--{name}-penalty", type=float, metavar="X", help=argparse.SUPPRESS)
+    group.add_argument(
+        "--repetition-penalty", type=float, metavar="X", help="above 1: repeat prompt and text less"
+    )
+    group.add_argument(
+        "--presence-penalty", type=float, metavar="X", help="above 0: repeat the text less"
+    )
+    group.add_argument(
+        "--frequency-penalty", type=float, metavar="X", help="the same, for each time"
+    )
 
 
 _SAMPLING = (

@@ -1,0 +1,193 @@
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/common/mma.cuh"
+#include "cuda/kernels/attention.cuh"
+
+namespace pagedcore::cuda {
+
+// What a warp of decode attention does: kRows rows (sequence, query head) of one KV head attend to
+// kTokens tokens at a time, by mma.sync, with the online softmax in registers. K and V come through
+// shared memory: a stage holds kTokens rows of K, then as many of V.
+template <typename KV, int kHeadDim>
+struct DecodeTile {
+  using T = typename MmaType<KV>::type;
+  static constexpr bool kIsHalf = std::is_same_v<T, __half>;
+  static constexpr bool kWiden = sizeof(KV) == 1;
+  static constexpr int kRows = 16;
+  static constexpr int kTokens = 16;
+  static constexpr int kWarps = kHeadDim > 128 ? 2 : kChains;  // of a thread block
+  using Raw = TileLayout<kHeadDim* static_cast<int>(sizeof(KV))>;
+  using Tile = TileLayout<kHeadDim * 2>;
+  static constexpr int kTileBytes = kTokens * Raw::kRowBytes;
+  static constexpr int kStageBytes = 2 * kTileBytes;
+  static constexpr int kWideBytes = kWiden ? 2 * kTokens * Tile::kRowBytes : 0;
+  static_assert(kHeadDim % 16 == 0);
+
+  // A lane's two rows of the warp's tile: l / 4 and 8 further. Where there is none, token is -1.
+  struct Row {
+    std::int32_t token = -1, head = 0, slot = 0;
+    std::int32_t start = 0;  // first position that it sees
+  };
+
+  // What a warp knows of its 16 rows.
+  struct State {
+    float max[2] = {kNegativeInfinity, kNegativeInfinity};
+    float sum[2] = {0.0f, 0.0f};
+    float out[kHeadDim / 8][4] = {};
+  };
+
+  // Two elements of the other 16-bit type as two of T.
+  __device__ static std::uint32_t from_other_half(std::uint32_t raw) {
+    if constexpr (kIsHalf) {
+      return pack2(__uint_as_float(raw << 16), __uint_as_float(raw & 0xffff0000u), T{});
+    } else {
+      const float2 v = __half22float2(reinterpret_cast<const __half2&>(raw));
+      return pack2(v.x, v.y, T{});
+    }
+  }
+
+  // The tile of query rows, in the layout of mma().
+  __device__ static void load_query(const PagedAttentionParams& p, const Row (&rows)[2],
+                                    std::uint32_t (&q)[kHeadDim / 16][4]) {
+    const auto load_as = [&](auto load2) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const std::int64_t at = (rows[r].token * p.num_heads + rows[r].head) * kHeadDim +
+                                static_cast<int>(threadIdx.x) % 4 * 2;
+#pragma unroll
+        for (int k = 0; k < kHeadDim / 8; ++k) {
+          q[k / 2][k % 2 * 2 + r] = rows[r].token < 0 ? 0u : load2(at + k * 8);
+        }
+      }
+    };
+    if (p.query_dtype == DType::kFloat32) {
+      load_as([&](std::int64_t i) {
+        const float2 v = *reinterpret_cast<const float2*>(static_cast<const float*>(p.query) + i);
+        return pack2(v.x, v.y, T{});
+      });
+    } else if ((p.query_dtype == DType::kFloat16) == kIsHalf) {
+      load_as([&](std::int64_t i) {
+        return *reinterpret_cast<const std::uint32_t*>(static_cast<const T*>(p.query) + i);
+      });
+    } else {
+      load_as([&](std::int64_t i) {
+        return from_other_half(*reinterpret_cast<const std::uint32_t*>(
+            static_cast<const std::uint16_t*>(p.query) + i));
+      });
+    }
+  }
+
+  // Starts the copies of 16 tokens of K and V, or this warp's part of them if the block shares
+  // them; `offset` is token_offset() of their first. `whole` says that all are to be read and lie
+  // in one block.
+  template <bool kShared>
+  __device__ static void issue(const KV* k_base, std::int64_t kv_stride, std::int64_t offset,
+                               bool whole, std::uint32_t stage) {
+    constexpr int kCopies = (kTokens * Raw::kChunks + 31) / 32;
+    constexpr int kStep = kShared ? kWarps : 1;
+    const int lane = threadIdx.x % 32, first = kShared ? threadIdx.x / 32 : 0;
+    if (whole) {
+      const KV* k = k_base + __shfl_sync(0xffffffffu, offset, 0) + lane * (16 / sizeof(KV));
+      const KV* v = k + kv_stride;
+#pragma unroll
+      for (int n = first; n < kCopies; n += kStep) {
+        const int i = n * 32 + lane;
+        const std::uint32_t dst = stage + Raw::offset(i / Raw::kChunks, i % Raw::kChunks);
+        if (i >= kTokens * Raw::kChunks) continue;
+        copy_async16(dst, k + n * (512 / sizeof(KV)), true);
+        copy_async16(dst + kTileBytes, v + n * (512 / sizeof(KV)), true);
+      }
+      return;
+    }
+#pragma unroll 1
+    for (int n = first; n < kCopies; n += kStep) {
+      const int i = n * 32 + lane;
+      const int row = i / Raw::kChunks, chunk = i % Raw::kChunks;
+      const std::int64_t at = __shfl_sync(0xffffffffu, offset, row % kTokens);
+      if (row >= kTokens) continue;
+      const KV* k = k_base + (at < 0 ? 0 : at) + chunk * (16 / sizeof(KV));
+      const std::uint32_t dst = stage + Raw::offset(row, chunk);
+      copy_async16(dst, k, at >= 0);
+      copy_async16(dst + kTileBytes, k + kv_stride, at >= 0);
+    }
+  }
+
+  // Adds 16 tokens at `begin` to the state; all rows see from `all_start` on.
+  __device__ static void step(const AttentionArgs& args, const Row (&rows)[2],
+                              std::int32_t all_start, std::int32_t begin, std::int32_t end,
+                              const std::uint32_t (&q)[kHeadDim / 16][4], std::uint32_t k_tile,
+                              std::uint32_t v_tile, State& state) {
+    const int lane = threadIdx.x % 32;
+    float s[2][4] = {}, odd[2][4] = {};
+#pragma unroll
+    for (int k = 0; k < kHeadDim / 16; ++k) {
+      std::uint32_t b[4];
+      load_matrix(b, k_tile + Tile::offset(lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
+      mma(k % 2 == 0 ? s[0] : odd[0], q[k], b[0], b[1], T{});
+      mma(k % 2 == 0 ? s[1] : odd[1], q[k], b[2], b[3], T{});
+    }
+    const float scale = args.op.scale * args.op.cache.k_scale * kLog2E;
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) s[n][c] = (s[n][c] + odd[n][c]) * scale;
+    }
+    if (args.op.softcap != 0.0f) cap_scores(s, args.op.softcap);
+    if (begin < all_start || begin + kTokens > end) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          const std::int32_t token = begin + n * 8 + lane % 4 * 2 + c % 2;
+          if (token < rows[c / 2].start || token >= end) s[n][c] = kNegativeInfinity;
+        }
+      }
+    }
+    float max_new[2] = {state.max[0], state.max[1]};
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) max_new[c / 2] = fmaxf(max_new[c / 2], s[n][c]);
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      max_new[r] = fmaxf(max_new[r], __shfl_xor_sync(0xffffffffu, max_new[r], 1));
+      max_new[r] = fmaxf(max_new[r], __shfl_xor_sync(0xffffffffu, max_new[r], 2));
+    }
+    const bool higher = max_new[0] != state.max[0] || max_new[1] != state.max[1];
+    if (__any_sync(0xffffffffu, higher)) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float keep = exp2_approx(state.max[r] - finite_max(max_new[r]));
+        state.max[r] = max_new[r];
+        state.sum[r] *= keep;
+#pragma unroll
+        for (int n = 0; n < kHeadDim / 8; ++n) {
+          state.out[n][2 * r] *= keep;
+          state.out[n][2 * r + 1] *= keep;
+        }
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        s[n][c] = exp2_approx(s[n][c] - finite_max(max_new[c / 2]));
+        state.sum[c / 2] += s[n][c];
+      }
+    }
+    const std::uint32_t p[4] = {pack2(s[0][0], s[0][1], T{}), pack2(s[0][2], s[0][3], T{}),
+                                pack2(s[1][0], s[1][1], T{}), pack2(s[1][2], s[1][3], T{})};
+#pragma unroll
+    for (int n = 0; n < kHeadDim / 16; ++n) {
+      std::uint32_t b[4];
+      load_matrix_transposed(b, v_tile + Tile::offset(lane % 16, 2 * n + lane / 16));
+      mma(state.out[2 * n], p, b[0], b[1], T{});
+      mma(state.out[2 * n + 1], p, b[2], b[3], T{});
+    }
+  }
+};
+
+}  // namespace pagedcore::cuda

@@ -1,0 +1,47 @@
+#include "cuda/kernels/tensor_map.h"
+
+#include <cudaTypedefs.h>
+#include <cuda_runtime_api.h>
+
+#include "cuda/common/check.h"
+#include "pagedcore/error.h"
+
+namespace pagedcore::cuda {
+namespace {
+
+// The driver's function, found at run time: nothing here links the driver.
+PFN_cuTensorMapEncodeTiled_v12000 find_encode() {
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult found{};
+  PAGEDCORE_CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
+                                                        cudaEnableDefault, &found));
+  if (found != cudaDriverEntryPointSuccess) {
+    throw DeviceError("the driver has no cuTensorMapEncodeTiled");
+  }
+  return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function);
+}
+
+}  // namespace
+
+CUtensorMap describe_cache(const KvCacheView& cache, int rows) {
+  static const PFN_cuTensorMapEncodeTiled_v12000 encode = find_encode();
+  const auto count = [](std::int64_t n) { return static_cast<cuuint64_t>(n); };
+  const cuuint64_t sizes[] = {count(cache.head_dim), count(cache.block_size),
+                              count(cache.num_layers * 2 * cache.num_kv_heads),
+                              count(cache.num_blocks)};
+  const cuuint64_t strides[] = {count(cache.head_dim * 2), count(cache.head_stride() * 2),
+                                count(cache.block_bytes())};
+  const cuuint32_t box[] = {64, static_cast<cuuint32_t>(rows), 1, 1};
+  const cuuint32_t steps[] = {1, 1, 1, 1};
+  CUtensorMap map;
+  const CUresult result =
+      encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 4, cache.data, sizes, strides, box, steps,
+             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result != CUDA_SUCCESS) {
+    throw DeviceError(detail::concat("cuTensorMapEncodeTiled failed: ", static_cast<int>(result)));
+  }
+  return map;
+}
+
+}  // namespace pagedcore::cuda
