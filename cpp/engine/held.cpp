@@ -170,7 +170,7 @@ namespace {
 template <typename F>
 void for_each_run(const KvCacheView& cache, std::int64_t num_tokens, std::int64_t first,
                   std::int64_t count, const F& f) {
-  const std::int64_t token_bytes = cache.head_dim * dtype_bits(cache.dtype) / 8;
+  const std::int64_t token_bytes = cache.row_stride() * dtype_bits(cache.dtype) / 8;
   const std::int64_t num_planes = cache.num_layers * 2 * cache.num_kv_heads;
   for (std::int64_t plane = 0; plane < num_planes; ++plane) {
     f((plane * num_tokens + first) * token_bytes, plane * cache.block_size * token_bytes,
