@@ -88,7 +88,7 @@ struct Setting {
   CpuBackendOptions options;
 };
 
-// Random bytes that are small finite numbers in any float format.
+// Random bytes that are small finite numbers in any format.
 void fill(Buffer& buffer) {
   std::uint32_t state = 1;
   for (std::int64_t i = 0; i + 4 <= buffer.bytes(); i += 4) {
@@ -172,7 +172,7 @@ double measure(const Setting& setting, const std::string& name, const Batch& bat
     }
     seconds.push_back(run.step_seconds());
   }
-  const bool pairs = setting.dtype == DType::kBFloat16;
+  const bool pairs = setting.dtype == DType::kBFloat16 || setting.dtype == DType::kInt8;
   const double peak = pairs ? limits.bf16_gflop_s : limits.f32_gflop_s;
   const double bytes_s = run.bytes(batch.unique_tokens()) / 1e9 / limits.dram_gb_s;
   const double flops_s = run.flops() / 1e9 / peak;

@@ -1,4 +1,4 @@
-"""What rounding the weights costs the shipped model: its perplexity on text it has never seen.
+"""What rounding weights and KV cache costs the shipped model: its perplexity on unseen text.
 
     python bench/quantization.py --documents 200
 
@@ -31,6 +31,7 @@ FORMS = [
     {"quantization": "int8", "quantization_group_size": 128},
     {"quantization": "int4", "quantization_group_size": 32},
     {"quantization": "int4", "quantization_group_size": 128},
+    {"kv_dtype": "int8"},
 ]
 
 
@@ -54,6 +55,8 @@ def losses(llm: LLM, texts: list[str]) -> np.ndarray:
 def name_of(form: dict[str, object]) -> str:
     if "quantization" in form:
         return f"{form['quantization']}, groups of {form['quantization_group_size']}"
+    if "kv_dtype" in form:
+        return "bfloat16, int8 KV"
     return "float32" if form else "bfloat16, as shipped"
 
 

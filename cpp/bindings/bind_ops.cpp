@@ -22,7 +22,7 @@ KvCacheView cache_view(const ArrayArg& array) {
   view.num_layers = array.shape()[1];
   view.num_kv_heads = array.shape()[3];
   view.block_size = array.shape()[4];
-  view.head_dim = array.shape()[5];
+  view.head_dim = array.shape()[5] - view.row_scale_bytes();
   return view;
 }
 

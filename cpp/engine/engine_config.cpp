@@ -18,8 +18,8 @@ void EngineConfig::validate() const {
   PAGEDCORE_REQUIRE(!num_blocks || *num_blocks >= 1, "num_blocks must be at least 1, got ",
                     num_blocks.value_or(0));
   PAGEDCORE_REQUIRE(!kv_dtype || *kv_dtype == DType::kFloat32 || *kv_dtype == DType::kFloat16 ||
-                        *kv_dtype == DType::kBFloat16,
-                    "kv_dtype must be float32, float16 or bfloat16, got ",
+                        *kv_dtype == DType::kBFloat16 || *kv_dtype == DType::kInt8,
+                    "kv_dtype must be float32, float16, bfloat16 or int8, got ",
                     dtype_name(kv_dtype.value_or(DType::kFloat32)));
   PAGEDCORE_REQUIRE(max_model_len >= 0, "max_model_len must be 0 (the model's) or at least 1, got ",
                     max_model_len);

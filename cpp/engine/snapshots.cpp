@@ -21,7 +21,7 @@ std::uint64_t hash_text(std::string_view text, std::uint64_t hash) {
 
 // Bytes that one token's key or value takes in one head.
 std::int64_t row_bytes(const KvCacheView& cache) {
-  return cache.head_dim * dtype_bits(cache.dtype) / 8;
+  return cache.row_stride() * dtype_bits(cache.dtype) / 8;
 }
 
 // f(offset in the saved KV, offset in a block, bytes) for each run of bytes that `count` tokens

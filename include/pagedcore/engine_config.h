@@ -18,7 +18,7 @@ struct PAGEDCORE_API EngineConfig {
   // The KV cache's size: one of the two, or neither for kDefaultKvCacheBytes.
   std::optional<std::int64_t> kv_cache_bytes;
   std::optional<std::int32_t> num_blocks;
-  std::optional<DType> kv_dtype;   // none: the weights' dtype
+  std::optional<DType> kv_dtype;   // none: the weights' dtype; int8 on the CPU only
   std::int32_t max_model_len = 0;  // 0: the model's max_position_embeddings
   std::int32_t max_num_seqs = 256;
   std::int32_t max_num_batched_tokens = 2048;

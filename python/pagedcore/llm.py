@@ -48,7 +48,7 @@ class LLM:
         max_num_seqs: Most sequences in one step.
         max_num_batched_tokens: Most tokens computed in one step; longer prompts are cut in chunks.
         enable_prefix_caching: Reuse the KV of prompts that begin alike.
-        kv_dtype: Of the KV cache; None: the weights' dtype.
+        kv_dtype: Of the KV cache; None: the weights' dtype. "int8" (CPU): a scale a token and head.
         swap_space_bytes: Host memory to which preempted requests may move.
         preemption_mode: "recompute", "swap" or "auto" (the cheaper), under memory pressure.
         max_waiting: Longest queue of waiting requests; 0: any length.

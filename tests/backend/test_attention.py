@@ -21,11 +21,13 @@ FLOAT_TOLERANCE = 1e-5
 # in bfloat16 rounds the same and the output besides; test_bfloat16_is_as_exact_as_torch compares.
 PAIR_TOLERANCE = 2e-2
 
+CACHE_DTYPES = [*DTYPES, "int8"]
 LENGTHS = [1, 15, 16, 17, 63, 64, 65, 129, 300]
 
 
 def tolerance(isa: str, dtype: str) -> float:
-    return PAIR_TOLERANCE if dtype == "bfloat16" and isa == "avx512_bf16" else FLOAT_TOLERANCE
+    in_pairs = dtype in ("bfloat16", "int8") and isa == "avx512_bf16"
+    return PAIR_TOLERANCE if in_pairs else FLOAT_TOLERANCE
 
 
 def backend(isa: str = "", threads: int = 2):
@@ -40,7 +42,7 @@ def check(shape: Shape, isa: str, lengths=LENGTHS) -> None:
 
 
 @each_isa
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", CACHE_DTYPES)
 @pytest.mark.parametrize("head_dim", [8, 64, 72, 80, 96, 128, 256])
 def test_attention_is_that_of_float64(isa, dtype, head_dim):
     check(Shape(head_dim=head_dim, dtype=dtype), isa, [1, 17, 65, 129])
@@ -52,7 +54,7 @@ def test_any_number_of_heads_shares_a_kv_head(isa, heads, kv_heads):
     check(Shape(heads=heads, kv_heads=kv_heads, dtype="bfloat16"), isa)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", CACHE_DTYPES)
 @pytest.mark.parametrize("block_size", [1, 2, 16, 64, 256])
 def test_any_block_size_and_ragged_lengths_work(dtype, block_size):
     around = {1, block_size - 1, block_size, block_size + 1}
@@ -116,6 +118,7 @@ VARIANTS = [
     {"dtype": "bfloat16", "heads": 9, "kv_heads": 3},
     {"dtype": "float16", "head_dim": 80},
     {"dtype": "bfloat16", "window": 50},
+    {"dtype": "int8", "heads": 6, "kv_heads": 2, "head_dim": 72},
     {"dtype": "float32", "softcap": 3.0, "heads": 3, "kv_heads": 1},
 ]
 

@@ -86,6 +86,27 @@ def test_queries_and_keys_turn_and_the_cache_takes_keys_and_values(
     check_cache(cache, slots, 1, want, limit)
 
 
+@each_isa
+@pytest.mark.parametrize("head_dim", [8, 72, 256])
+def test_an_int8_cache_rounds_each_row_to_steps_of_its_largest(isa, head_dim):
+    qkv, slots, cache = make_case(4, 2, head_dim, 4, "float32", "int8")
+    qkv[7] = 0
+    before = cache.copy()
+    query = np.zeros((len(slots), 4, head_dim), np.float32)
+    _core.ops.rope_and_cache(
+        _core.make_cpu_backend(2, isa), qkv, slots, cache, query, cache_dtype="int8", layer=1
+    )
+    rows = np.stack([qkv[:, 4:6], qkv[:, 6:]])
+    for token, slot in enumerate(slots):
+        if slot < 0:
+            continue
+        at = (slot // 4, 1, slice(None), slice(None), slot % 4)
+        step = np.abs(rows[:, token]).max(axis=-1, keepdims=True) / 127
+        assert np.all(np.abs(decode(cache[at]) - rows[:, token]) <= step * (0.5 + 1e-4))
+        cache[at] = before[at]
+    assert_same_bytes(cache, before)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_without_rope_rows_pass_unchanged(dtype):
     qkv, slots, cache = make_case(2, 2, 64, 16, dtype, dtype)

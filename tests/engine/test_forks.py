@@ -173,6 +173,19 @@ def test_a_loaded_snapshot_goes_on_as_if_it_had_never_stopped(form, steps, block
     assert is_empty(other)
 
 
+@pytest.mark.parametrize("block_size", [4, 16, 1])
+def test_a_loaded_snapshot_of_an_int8_cache_goes_on_in_any_block_size(block_size):
+    engine = engine_of(kv_dtype="int8")
+    request = engine.add_request(PROMPT, params())
+    before = step(engine, 9)
+    snapshot = engine.save(request)
+    whole = run(engine, before)[request, 0].tokens
+    other = engine_of(kv_dtype="int8", num_blocks=200, block_size=block_size)
+    loaded = other.load(snapshot)
+    assert run(other)[loaded, 0].tokens == whole[9:]
+    assert other.stats().num_computed_tokens == len(whole) - 9
+
+
 def test_a_sibling_is_saved_with_its_own_stream():
     engine = engine_of()
     request = engine.add_request(PROMPT, params(n=3, temperature=1.0, seed=8, logprobs=1))

@@ -243,7 +243,7 @@ BAD_CONFIGS = [
     ({"swap_space_bytes": 1}, "swap_space_bytes must be 0 or at least"),
     ({"preemption_mode": "swap"}, "swap_space_bytes must be above 0"),
     ({"preemption_mode": "maybe"}, "preemption_mode"),
-    ({"kv_dtype": "int8"}, "kv_dtype"),
+    ({"kv_dtype": "int4"}, "kv_dtype"),
     ({"eos_token_ids": [-1]}, "eos_token_ids"),
 ]
 

@@ -2,17 +2,24 @@
 
 import numpy as np
 import pytest
-from support.tiny_models import collect, generate, make_engine, quantized, run, tiny_llama
+from support import tiny_models
+from support.tiny_models import collect, generate, quantized, run, tiny_llama
 
 from pagedcore import _core
 
 SIZES = {"hidden": 64, "inner": 96}  # that groups of 32 inputs divide
 MODELS = {
-    "float32": tiny_llama(seed=1),
-    "int8": quantized(tiny_llama(seed=1, **SIZES), "int8"),
-    "int4": quantized(tiny_llama(seed=1, **SIZES), "int4"),
+    "float32": (tiny_llama(seed=1), {}),
+    "int8": (quantized(tiny_llama(seed=1, **SIZES), "int8"), {}),
+    "int4": (quantized(tiny_llama(seed=1, **SIZES), "int4"), {}),
+    "int8 KV": (tiny_llama(seed=1), {"kv_dtype": "int8"}),
 }
 VOCAB_SIZE = 97
+
+
+def make_engine(model, **config):
+    weights, kv = model
+    return tiny_models.make_engine(weights, **kv, **config)
 
 
 def make_prompts(count=32, seed=5):

@@ -29,8 +29,12 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
 def encode(values, dtype: str) -> np.ndarray:
-    """`values` rounded to `dtype`, ties to even; bfloat16 as uint16."""
+    """`values` rounded to `dtype`, ties to even; bfloat16 as uint16, int8 as the cache's rows."""
     x = np.ascontiguousarray(values, np.float32)
+    if dtype == "int8":
+        scale = np.abs(x).max(axis=-1, keepdims=True) / np.float32(127)
+        codes = np.nan_to_num(np.rint(x / scale)).astype(np.int8)
+        return np.concatenate([codes, scale.view(np.int8)], axis=-1)
     if dtype != "bfloat16":
         return x.astype(dtype)
     bits = x.view(np.uint32)
@@ -39,7 +43,10 @@ def encode(values, dtype: str) -> np.ndarray:
 
 
 def decode(array: np.ndarray) -> np.ndarray:
-    """The exact values as float64; uint16 is bfloat16."""
+    """The exact values as float64; uint16 is bfloat16, int8 rows of the cache."""
+    if array.dtype == np.int8:
+        scale = np.ascontiguousarray(array[..., -4:]).view(np.float32)
+        return array[..., :-4] * scale.astype(np.float64)
     if array.dtype == np.uint16:
         array = (array.astype(np.uint32) << 16).view(np.float32)
     return array.astype(np.float64)

@@ -77,7 +77,7 @@ class Cache:
             np.nan,
             np.float32,
         )
-        self.array = encode(array, shape.dtype).view(storage(shape.dtype))
+        self.array = encode(array, shape.dtype)
         self.free = list(rng(11, seed).permutation(num_blocks))
 
     def write(self, table: list[int], sequence: Sequence, begin: int, end: int) -> None:

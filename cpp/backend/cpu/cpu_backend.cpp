@@ -62,9 +62,10 @@ void CpuBackend::do_swap_in(const KvCacheView& cache, const void* host,
 }
 
 void CpuBackend::check_cache_dtype(DType dtype) {
-  PAGEDCORE_REQUIRE(
-      dtype == DType::kFloat32 || dtype == DType::kFloat16 || dtype == DType::kBFloat16,
-      "the CPU's KV cache must be float32, float16 or bfloat16, got ", dtype_name(dtype));
+  PAGEDCORE_REQUIRE(dtype == DType::kFloat32 || dtype == DType::kFloat16 ||
+                        dtype == DType::kBFloat16 || dtype == DType::kInt8,
+                    "the CPU's KV cache must be float32, float16, bfloat16 or int8, got ",
+                    dtype_name(dtype));
 }
 
 void CpuBackend::move_blocks(void* dst, const void* src, std::int64_t block_bytes,

@@ -78,6 +78,11 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="size of the KV cache, such as 512M or 4G (default: 1G)",
     )
+    group.add_argument(
+        "--kv-dtype",
+        choices=["float32", "float16", "bfloat16", "int8"],
+        help="of the KV cache (default: the weights'); int8 on the CPU",
+    )
     group.add_argument("--block-size", type=int, default=16, metavar="N", help="tokens a KV block")
     group.add_argument(
         "--max-model-len", type=int, metavar="N", help="longest sequence (default: the model's)"
@@ -112,6 +117,7 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
         "num_threads": args.threads,
         "isa": args.isa,
         "kv_cache_bytes": args.kv_cache,
+        "kv_dtype": args.kv_dtype,
         "block_size": args.block_size,
         "max_model_len": args.max_model_len,
         "max_num_seqs": args.max_num_seqs,

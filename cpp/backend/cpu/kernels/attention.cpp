@@ -196,10 +196,24 @@ class TaskRunner {
       for (std::int64_t at = 0; at < job_.row_bytes; at += kLineBytes) {
         prefetch_l2(rows.next_row(i) + at);
       }
+      if (dtype == DType::kInt8) {
+        dequantize(reinterpret_cast<const std::int8_t*>(row), out + i * job_.width);
+        continue;
+      }
       for_each_vector(job_.head_dim, [&](std::int64_t d, int n) {
         store(out + i * job_.width + d, load_any(dtype, row, d, n));
       });
     }
+  }
+
+  void dequantize(const std::int8_t* row, Element* out) const {
+    float scale = 0.0f;
+    __builtin_memcpy(&scale, row + job_.head_dim, sizeof(scale));
+    for_each_vector(job_.head_dim, [&](std::int64_t d, int n) {
+      float numbers[kLanes] = {};
+      for (int i = 0; i < n; ++i) numbers[i] = static_cast<float>(row[d + i]);
+      store(out + d, load(numbers) * splat(scale));
+    });
   }
 
   // Positions of the tile that a query at `position` sees: [begin, end) from its start on.
@@ -468,11 +482,11 @@ void paged_attention(const ForwardBatch& batch, const PagedAttentionParams& para
       .plan = plan,
       .head_dim = head_dim,
       .width = round_up(head_dim, 2 * kLanes),
-      .row_bytes = head_dim * dtype_bits(params.cache.dtype) / 8,
+      .row_bytes = params.cache.row_stride() * dtype_bits(params.cache.dtype) / 8,
       .block_shift = __builtin_ctzll(params.cache.block_size),
       .group = static_cast<int>(params.num_heads / params.cache.num_kv_heads),
   };
-  if (params.cache.dtype == DType::kBFloat16) {
+  if (params.cache.dtype == DType::kBFloat16 || params.cache.dtype == DType::kInt8) {
     run_tasks<Bf16Words<kHasBf16Dot>::Type>(job, context);
   } else {
     run_tasks<FloatWords>(job, context);

@@ -6,6 +6,25 @@ namespace {
 
 constexpr std::int64_t kMaxHeadDim = 512;
 
+// A head as int8 and the float32 behind it that times them is the head, to within half of it.
+void quantize(const float* head, std::int64_t head_dim, std::int8_t* y) {
+  Vec largest = zero();
+  for_each_vector(head_dim, [&](std::int64_t i, int n) {
+    const Vec x = load_n(head + i, n);
+    largest = max(largest, max(x, zero() - x));
+  });
+  const float most = max_lane(largest);
+  const Vec factor = splat(most > 0.0f ? 127.0f / most : 0.0f);
+  float numbers[kMaxHeadDim];
+  for_each_vector(head_dim, [&](std::int64_t i, int n) {
+    const Vec x = round(load_n(head + i, n) * factor);
+    store_n(numbers + i, min(max(x, splat(-127.0f)), splat(127.0f)), n);
+  });
+  for (std::int64_t i = 0; i < head_dim; ++i) y[i] = static_cast<std::int8_t>(numbers[i]);
+  const float scale = most / 127.0f;
+  __builtin_memcpy(y + head_dim, &scale, sizeof(scale));
+}
+
 // One head of one token: x -> RMS norm -> rotation -> y at y[y_at], in y's dtype.
 struct HeadWriter {
   const RopeAndCacheParams& p;
@@ -20,6 +39,10 @@ struct HeadWriter {
     });
     if (norm_weight != nullptr) normalize(head, norm_weight);
     if (cos_sin != nullptr) rotate(head);
+    if (y_dtype == DType::kInt8) {
+      quantize(head, head_dim, static_cast<std::int8_t*>(y) + y_at);
+      return;
+    }
     for_each_vector(head_dim, [&](std::int64_t i, int n) {
       store_any(y_dtype, y, y_at + i, load_n(head + i, n), n);
     });
@@ -64,7 +87,7 @@ void write_token(const RopeAndCacheParams& p, std::int64_t token) {
   if (slot < 0) return;
   const std::int64_t block = slot / cache.block_size;
   const std::int64_t k_at = block * cache.block_stride() + p.layer * cache.layer_stride() +
-                            (slot - block * cache.block_size) * head_dim;
+                            (slot - block * cache.block_size) * cache.row_stride();
   for (std::int64_t head = 0; head < cache.num_kv_heads; ++head, x_at += head_dim) {
     turned.write(x_at, p.k_norm, cache.dtype, cache.data, k_at + head * cache.head_stride());
   }
