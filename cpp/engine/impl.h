@@ -16,6 +16,7 @@
 #include "cpp/engine/request_state.h"
 #include "cpp/engine/sample_batch.h"
 #include "cpp/engine/snapshot.h"
+#include "cpp/engine/step_rows.h"
 #include "cpp/engine/update_list.h"
 #include "pagedcore/decoder.h"
 #include "pagedcore/engine.h"
@@ -27,17 +28,7 @@ namespace pagedcore {
 // Invariant: Sequence::user of every sequence of the scheduler is its SequenceState, and
 // SequenceState::sequence leads back.
 struct Engine::Impl {
-  struct Target {
-    SequenceState* state;
-    std::int32_t sample;  // the first one of its
-    std::int32_t span;    // of the batch
-  };
-  struct PromptRows {
-    RequestState* request;
-    std::int32_t first_position;
-    std::int32_t first_token;  // of the batch
-    std::int32_t count;
-  };
+  using Target = SampleTarget;
 
   Impl(const ModelConfig& model, Weights weights, std::unique_ptr<Backend> backend,
        const EngineConfig& config);

@@ -18,8 +18,7 @@ namespace pagedcore {
 //   a group with live sequences is in exactly one of running_, resumed_ and waiting_;
 //   a running group's sequences have rows, and blocks for all tokens but those appended since the
 //   last plan, unless it is partial;
-//   running_ is in queue order, so the last one is the victim of choice; a victim was not planned
-//   yet in the step that takes its blocks.
+//   running_ is in queue order; victims come from its end, before the step has planned them.
 class SchedulerCore {
  public:
   SchedulerCore(const SchedulerConfig& config, std::shared_ptr<KvManager> kv);
@@ -91,8 +90,7 @@ class SchedulerCore {
   void set_partial(SequenceGroup& group, bool is_partial);
   static Sequence* only_of(const SequenceGroup& group);
   void admit();
-  // The group that is to run next, or null; quotas make it pass over some.
-  SequenceGroup* next_to_admit();
+  SequenceGroup* next_to_admit();  // or null; quotas make it pass over some
   bool fits_seqs(const SequenceGroup& group) const {
     return num_running_seqs_ + group.num_sequences_ <= config_.max_num_seqs;
   }
@@ -101,8 +99,7 @@ class SchedulerCore {
   bool try_run_partially(SequenceGroup& group);
   void start_running(SequenceGroup& group);
   void plan_span(Sequence& sequence, std::int32_t num_tokens);
-  // Blocks that an admission leaves for the running groups but `except`.
-  std::int32_t headroom(const SequenceGroup* except) const;
+  std::int32_t headroom(const SequenceGroup* except) const;  // blocks left to other running groups
 
   // pressure.cpp: who gives way
   // Gives the sequences of a running group room for their uncomputed tokens, taking it from later
@@ -114,8 +111,7 @@ class SchedulerCore {
   void make_way_for_priority();
   bool reclaim_from_waiting(const SequenceGroup* except);
   SequenceGroup* last_victim(const SequenceGroup& group, bool same_tenant) const;
-  // Whether the group can give blocks of its tail and keep the rest.
-  bool gives_tail(const SequenceGroup& group) const;
+  bool gives_tail(const SequenceGroup& group) const;  // can give it and keep the rest
   // Takes blocks from a running group until `num_available` are, where it has so many.
   void take_from(SequenceGroup& victim, std::int32_t num_available, PreemptionCause cause);
   void take_one_from(SequenceGroup& victim, PreemptionCause cause) {
@@ -130,8 +126,7 @@ class SchedulerCore {
   std::int32_t quota_of(const SequenceGroup& group) const;  // 0: none
   std::int32_t num_blocks_of_tenant(const std::string& tenant) const;
   static std::int32_t num_unique_blocks(const SequenceGroup& group);
-  // Whether its tenant's quota keeps a running group from having room for all its tokens.
-  bool lacks_quota(const SequenceGroup& group) const;
+  bool lacks_quota(const SequenceGroup& group) const;  // for all tokens of a running group
   static bool is_rebuilding(const SequenceGroup& group);
 
   // introspect.cpp

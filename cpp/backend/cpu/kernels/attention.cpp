@@ -1,3 +1,4 @@
+#include "cpp/backend/cpu/kernels/attention_rows.h"
 #include "cpp/backend/cpu/kernels/attention_tile.h"
 #include "cpp/backend/cpu/kernels/kernels.h"
 
@@ -12,8 +13,6 @@ namespace {
 constexpr int kPartTiles = 4;
 // Rows of a pass from which on panels cost less than a few rows at a time.
 constexpr int kPanelRows = 17;
-constexpr float kMinusInfinity = -__builtin_inff();
-constexpr float kLog2E = 1.44269504f;
 
 // O: how keys and values are multiplied.
 template <typename O>
@@ -21,7 +20,8 @@ class TaskRunner {
  public:
   using Element = typename O::Element;
 
-  TaskRunner(const AttentionJob& job, std::byte* memory) : job_(job), scratch_(job, memory) {
+  TaskRunner(const AttentionJob& job, std::byte* memory)
+      : job_(job), scratch_(job, memory), rows_(job, scratch_) {
     const KvCacheView& cache = job.params.cache;
     const std::int64_t bits = dtype_bits(cache.dtype);
     head_bytes_ = cache.head_stride() * bits / 8;
@@ -36,21 +36,20 @@ class TaskRunner {
   // `after`: the task that this thread runs next, or null.
   void run(const AttentionTask& task, const AttentionTask* after) {
     task_ = task;
-    unit_ = job_.plan.units()[task.unit];
-    head_rows_ = unit_.num_queries * job_.group;
-    start_rows();
+    const AttentionUnit& unit = job_.plan.units()[task.unit];
+    rows_.start(task);
     const AttentionPass* passes = job_.plan.passes();
-    for (std::int32_t i = unit_.first_pass; i < unit_.end_pass; ++i) {
+    for (std::int32_t i = unit.first_pass; i < unit.end_pass; ++i) {
       Ahead ahead;
-      if (i + 1 < unit_.end_pass) {
+      if (i + 1 < unit.end_pass) {
         ahead = {tiles_of(job_, passes[i + 1]), task.first_head};
       } else if (after != nullptr) {
-        const AttentionUnit& unit = job_.plan.units()[after->unit];
-        ahead = {tiles_of(job_, passes[unit.first_pass]), after->first_head};
+        const AttentionUnit& next = job_.plan.units()[after->unit];
+        ahead = {tiles_of(job_, passes[next.first_pass]), after->first_head};
       }
       run_pass(passes[i], ahead);
     }
-    finish_rows();
+    rows_.finish();
   }
 
  private:
@@ -60,85 +59,29 @@ class TaskRunner {
     std::int32_t head = 0;
   };
 
-  // Rows are in order of KV head, span, query, query head. Calls f(row, position of the query,
-  // where the row starts in the query and the output) for each.
-  template <typename F>
-  void for_each_row(F&& f) const {
-    int row = 0;
-    for (std::int64_t kv_head = task_.first_head; kv_head < task_.end_head; ++kv_head) {
-      for (std::int32_t s = unit_.first_span; s < unit_.end_span; ++s) {
-        const AttentionSpan& span = job_.plan.spans()[s];
-        for (std::int32_t query = 0; query < span.num_queries; ++query) {
-          const std::int64_t token = span.first_token + query;
-          std::int64_t head = token * job_.params.num_heads + kv_head * job_.group;
-          for (int i = 0; i < job_.group; ++i, ++head, ++row) {
-            f(row, span.first_position + query, head * job_.head_dim);
-          }
-        }
-      }
-    }
-  }
-
-  // The first row of a span in the unit's first KV head.
-  int first_row(std::int32_t span) const {
-    int row = 0;
-    for (std::int32_t s = unit_.first_span; s < span; ++s) {
-      row += job_.plan.spans()[s].num_queries * job_.group;
-    }
-    return row;
-  }
-
-  // Scales the queries so that their products are exponents of 2, and empties the softmaxes.
-  [[gnu::noinline]] void start_rows() {
-    const PagedAttentionParams& p = job_.params;
-    const Vec scale = splat(p.softcap != 0.0f ? p.scale / p.softcap : p.scale * kLog2E);
-    for_each_row([&](int row, std::int32_t position, std::int64_t from) {
-      Element* to = scratch_.query + row * job_.width;
-      for_each_vector(job_.head_dim, [&](std::int64_t i, int n) {
-        store(to + i, load_any(p.query_dtype, p.query, from + i, n) * scale);
-      });
-      scratch_.position[row] = position;
-      scratch_.total_largest[row] = kMinusInfinity;
-      scratch_.total_sum[row] = 0.0f;
-      clear(scratch_.total_values + row * job_.width);
-      start_part(row);
-    });
-  }
-
-  void clear(float* values) const {
-    for (std::int64_t d = 0; d < job_.width; d += kLanes) store(values + d, zero());
-  }
-
-  void start_part(int row) {
-    scratch_.part_largest[row] = kMinusInfinity;
-    scratch_.part_sum[row] = 0.0f;
-    clear(scratch_.part_values + row * job_.width);
-  }
-
   [[gnu::noinline]] void run_pass(const AttentionPass& pass, const Ahead& ahead) {
     const PassTiles tiles = tiles_of(job_, pass);
     if (tiles.empty()) return;
-    const int begin = first_row(pass.first_span);
-    const int end = first_row(pass.end_span);
-    const auto first_of = [&](std::int32_t head) { return (head - task_.first_head) * head_rows_; };
+    const int begin = rows_.first_of_span(pass.first_span);
+    const int end = rows_.first_of_span(pass.end_span);
     if (end - begin < kPanelRows) {
       walk(tiles, task_.first_head, task_.end_head, ahead, [&](std::int32_t index, int head) {
-        const int first = first_of(head);
-        if (index % kPartTiles == 0) join_parts(first + begin, first + end);
+        const int first = rows_.first_of_head(head);
+        if (index % kPartTiles == 0) rows_.join_parts(first + begin, first + end);
         run_few_rows(first + begin, first + end);
       });
       return;
     }
     for (std::int32_t head = task_.first_head; head < task_.end_head; ++head) {
-      const int first = first_of(head);
+      const int first = rows_.first_of_head(head);
       const bool last = head + 1 == task_.end_head;
-      if (tiles.first % kPartTiles == 0) join_parts(first + begin, first + end);
+      if (tiles.first % kPartTiles == 0) rows_.join_parts(first + begin, first + end);
       open_panels(first + begin, first + end);
       walk(tiles, head, head + 1, last ? ahead : Ahead{tiles, head + 1},
            [&](std::int32_t index, int) {
              if (index % kPartTiles == 0 && index > tiles.first) {
                close_panels();
-               join_parts(first + begin, first + end);
+               rows_.join_parts(first + begin, first + end);
                open_panels(first + begin, first + end);
              }
              run_panels();
@@ -383,45 +326,9 @@ class TaskRunner {
     store_n(scratch_.part_sum + row, sum, rows);
   }
 
-  // Joins the parts of rows [begin, end) to their totals and starts new ones.
-  [[gnu::noinline]] void join_parts(int begin, int end) {
-    for (int row = begin; row < end; ++row) join_part(row);
-  }
-
-  void join_part(int row) {
-    const float part = scratch_.part_largest[row];
-    if (part == kMinusInfinity) return;
-    const float total = scratch_.total_largest[row];
-    const float largest = part > total ? part : total;
-    const Vec part_factor = exp2(splat(part - largest));
-    const Vec total_factor = exp2(splat(total - largest));
-    const float* part_values = scratch_.part_values + row * job_.width;
-    float* total_values = scratch_.total_values + row * job_.width;
-    for (std::int64_t d = 0; d < job_.width; d += kLanes) {
-      const Vec sum = load(total_values + d) * total_factor;
-      store(total_values + d, fma(load(part_values + d), part_factor, sum));
-    }
-    scratch_.total_sum[row] = scratch_.total_sum[row] * first_lane(total_factor) +
-                              scratch_.part_sum[row] * first_lane(part_factor);
-    scratch_.total_largest[row] = largest;
-    start_part(row);
-  }
-
-  [[gnu::noinline]] void finish_rows() {
-    const PagedAttentionParams& p = job_.params;
-    join_parts(0, head_rows_ * (task_.end_head - task_.first_head));
-    for_each_row([&](int row, std::int32_t, std::int64_t to) {
-      const float* values = scratch_.total_values + row * job_.width;
-      const Vec factor = splat(1.0f / scratch_.total_sum[row]);
-      // Adding 0 turns -0, which a weight of 0 may or may not have made of a sum, into 0.
-      for_each_vector(job_.head_dim, [&](std::int64_t i, int n) {
-        store_any(p.out_dtype, p.out, to + i, fma(load(values + i), factor, zero()), n);
-      });
-    });
-  }
-
   const AttentionJob& job_;
-  AttentionScratch<Element> scratch_;
+  const AttentionScratch<Element> scratch_;
+  TaskRows<Element> rows_;
   std::int64_t head_bytes_;
   std::int64_t kv_bytes_;
   const std::byte* layer_;
@@ -432,8 +339,6 @@ class TaskRunner {
   KeyRows keys_;
   TileRows values_;
   AttentionTask task_;
-  AttentionUnit unit_;
-  int head_rows_ = 0;  // rows of one KV head
   int first_panel_row_ = 0;
   int num_panel_rows_ = 0;
 };
