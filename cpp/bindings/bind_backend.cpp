@@ -22,7 +22,8 @@ void bind_backend(py::module_& m) {
   m.def(
       "make_cuda_backend",
       [](int device, std::optional<std::uintptr_t> stream) {
-        CudaBackendOptions options{.device = device};
+        CudaBackendOptions options;
+        options.device = device;
         if (stream) options.stream = reinterpret_cast<void*>(*stream);
         return make_cuda_backend(options);
       },
