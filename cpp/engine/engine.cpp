@@ -131,9 +131,11 @@ bool Engine::has_unfinished() const { return impl_->scheduler.has_unfinished(); 
 Stats Engine::stats() const { return impl_->stats(); }
 
 std::optional<RequestMetrics> Engine::metrics(RequestId request_id) const {
-  const auto found = impl_->requests.find(request_id);
-  if (found == impl_->requests.end()) return std::nullopt;
-  return impl_->metrics_of(*found->second);
+  const auto live = impl_->requests.find(request_id);
+  if (live != impl_->requests.end()) return impl_->metrics_of(*live->second);
+  const auto held = impl_->held.find(request_id);
+  if (held != impl_->held.end()) return held->second->metrics;
+  return std::nullopt;
 }
 
 std::vector<std::string> Engine::verify() const { return impl_->verify(); }

@@ -150,10 +150,10 @@ RequestId Engine::Impl::start(std::unique_ptr<RequestState> made,
 }
 
 void Engine::Impl::abort(RequestId id) {
+  release(id);
   const auto found = requests.find(id);
   if (found == requests.end()) return;
   RequestState& request = *found->second;
-  release(id);
   scheduler.abort(id);
   for (const auto& state : request.sequences) state->sequence = nullptr;
   end_request(request);

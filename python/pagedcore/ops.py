@@ -2,9 +2,11 @@
 
 A KV cache is one array `[num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim]` (keys,
 then values) of float32, float16 or bfloat16. Torch tensors of bfloat16 are taken as they are; numpy
-has no bfloat16, so there it is an array of uint16 together with `dtype="bfloat16"`. Slot
-`block * block_size + offset` is the place of one token; a block table lists the blocks of a
-sequence in order. Arrays must be dense and row-major; none is copied but where a function says so.
+has no bfloat16, so there it is an array of uint16 together with `dtype="bfloat16"`. On the CPU the
+cache may be int8 `[..., head_dim + 4]`: a row ends with the float32 that times its numbers is their
+value. Slot `block * block_size + offset` is the place of one token; a block table lists the blocks
+of a sequence in order. Arrays must be dense and row-major; none is copied but where a function says
+so.
 
 Tensors on a CUDA device are worked on there, on torch's current stream, without waiting for it. All
 of a call lie on one device then, but tables, lengths, slots and copies, which the host reads: give

@@ -93,6 +93,16 @@ def test_a_held_request_can_be_gone_on_from_after_its_end():
         engine.fork(first, params())
 
 
+def test_a_held_request_keeps_its_metrics_until_it_is_aborted():
+    engine = engine_of()
+    request = engine.add_request(PROMPT, params(max_tokens=6), hold=True)
+    at_its_end = run(engine)[request, 0].update.metrics
+    assert engine.metrics(request).total_us == at_its_end.total_us > 0
+    engine.abort(request)
+    assert engine.metrics(request) is None
+    assert is_empty(engine)
+
+
 def test_hold_and_release_of_a_live_request():
     engine = engine_of()
     kept = engine.add_request(PROMPT, params(max_tokens=4))
