@@ -83,6 +83,12 @@ class Asked:
     # A sibling that goes on alone, as sequence 0: what it should still give.
     wanted: Result | None = None
 
+    @property
+    def has_finished(self):
+        reported = range(FORMS[self.form].get("n", 1))
+        ended = {i for i, result in self.results.items() if result.reason is not None}
+        return all(i in self.dropped | ended for i in reported)
+
     def expected(self, index):
         if self.wanted is not None:
             return self.wanted
@@ -205,9 +211,9 @@ class EngineMachine(RuleBasedStateMachine):
         if (picked := self.pick(data, accept=lambda asked: asked.wanted is None)) is None:
             return
         which, request, asked = picked
-        engine = self.engines[which]
-        if engine.metrics(request) is None:
+        if asked.has_finished:
             return
+        engine = self.engines[which]
         before = {i: Result(r.tokens, r.logprobs, r.reason) for i, r in asked.results.items()}
         copy = Asked(asked.prompt, asked.form, asked.seed, asked.max_tokens, before)
         copy.dropped = set(asked.dropped)
