@@ -165,6 +165,8 @@ void Engine::Impl::finish_sequence(RequestId id, std::int32_t index) {
   RequestState& request = *found->second;
   PAGEDCORE_REQUIRE(!request.updates_at_end, "finish_sequence: request ", id,
                     " reports its sequences when all are done: it uses best_of or beam_width");
+  PAGEDCORE_REQUIRE(!request.awaits_first_token(), "finish_sequence: the ", request.num_sequences,
+                    " sequences of request ", id, " part with their first tokens, still to come");
   if (index < 0 || index >= static_cast<std::int32_t>(request.sequences.size())) return;
   SequenceState& state = *request.sequences[index];
   if (state.sequence == nullptr) return;

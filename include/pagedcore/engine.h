@@ -38,7 +38,9 @@ class PAGEDCORE_API Engine {
   // next call.
   std::span<const SequenceUpdate> step();
   // Ends a request, held or not, or one of its sequences (the caller saw a stop string): no further
-  // update comes for it. Unknown and finished ids are ignored.
+  // update comes for it. Unknown and finished ids are ignored. Of several sequences one can end
+  // from its first token on; finish_sequence() throws InvalidArgument before, and where the request
+  // reports its sequences together at its end.
   void abort(RequestId request_id);
   void finish_sequence(RequestId request_id, std::int32_t index);
 

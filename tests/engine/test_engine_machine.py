@@ -192,7 +192,11 @@ class EngineMachine(RuleBasedStateMachine):
         if (picked := self.pick(data, accept=streams)) is None:
             return
         which, request, asked = picked
-        self.engines[which].finish_sequence(request, index)
+        try:
+            self.engines[which].finish_sequence(request, index)
+        except _core.InvalidArgument as error:
+            assert "part with their first tokens" in str(error)
+            return
         asked.dropped.add(index)
         if not self.engines[which].metrics(request) and not asked.is_held:
             self.forget_finished(which, request)

@@ -92,6 +92,15 @@ def test_aborted_and_finished_requests_send_nothing_more():
     assert engine.verify() == [] and engine.stats().used_blocks == 0
 
 
+def test_siblings_cannot_end_before_they_part():
+    engine = make_engine(MODEL, num_blocks=64)
+    request = engine.add_request(PROMPT, params(n=3, temperature=1.0))
+    for index in range(3):
+        with pytest.raises(ValueError, match="part with their first tokens"):
+            engine.finish_sequence(request, index)
+    assert set(run(engine)) == {(request, 0), (request, 1), (request, 2)}
+
+
 # What it samples
 
 
