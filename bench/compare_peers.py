@@ -44,6 +44,7 @@ BRIEF = {
 }
 LONG = {"parallel": ["parallel_8x8_s"], "prefix": ["prefix_s"], "trace": ["trace_s"]}
 METRICS = ["start", *BRIEF, *LONG, "host"]
+SINGLE_FIGURES = [figure for figures in (BRIEF | LONG).values() for figure in figures]
 REPETITIONS = {"ttft_128_s": 3, "prefill_512_tok_s": 3}  # in one turn
 RUNNING = (256, 1024)  # sequences of the host's step
 DECODE_TOKENS = {"S": 128, "M": 48}
@@ -123,7 +124,8 @@ class Comparison:
         self, metrics: dict[str, list[str]], weights: str, fleet: list[EngineProcess]
     ) -> None:
         """All rounds of these metrics, as far as the budget goes."""
-        asked = [f for metric, fs in metrics.items() if metric in self._args.only for f in fs]
+        only = self._args.only
+        asked = [f for metric, fs in metrics.items() for f in fs if metric in only or f in only]
         for index in range(self._args.rounds):
             for figure in asked:
                 left = self._deadline - time.monotonic()
@@ -150,6 +152,10 @@ class Comparison:
         after = self._limits()
         limits = {limit: (before[limit] + after[limit]) / 2 for limit in before}
         self._record(turns, weights, index, limits)
+        for engine in fleet:
+            if not engine.running:
+                self._quiet.release()
+                engine.start()
 
     def _turn(self, engine: EngineProcess, figure: str, index: int, patience: float) -> list[dict]:
         """What one engine has to show for one turn."""
@@ -167,7 +173,6 @@ class Comparison:
         except EngineError as error:
             say(str(error))
             self._sat_out.add((engine.name, figure))
-            engine.start()
             return [turn | {"over_s": patience}]
         turns = [turn | {"value": statistics.median(values)}]
         if figure == "trace_s":
@@ -262,7 +267,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--models", type=Path, help="models and exports; PEERS/models")
     parser.add_argument("--engines", type=comma_list(list(ENGINES)), default=list(ENGINES))
     parser.add_argument("--weights", type=comma_list(list(BITS)), default=list(BITS))
-    parser.add_argument("--only", type=comma_list(METRICS), default=METRICS, metavar="METRICS")
+    parser.add_argument(
+        "--only",
+        type=comma_list(METRICS + SINGLE_FIGURES),
+        default=METRICS,
+        help="metrics or single figures",
+    )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--budget", type=float, default=720, help="seconds; then no more rounds")
     parser.add_argument("--patience", type=float, default=2.5, help="times the fastest's turn")
