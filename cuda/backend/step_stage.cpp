@@ -1,6 +1,7 @@
 #include "cuda/backend/step_stage.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <utility>
 
@@ -140,7 +141,9 @@ ForwardBatch StepStage::stage(const ForwardBatch& host, cudaStream_t stream) {
       pack.add<std::int32_t>(prefill_.data(), header.num_prefill, header.num_prefill, 0);
   inputs_.items = pack.add<DecodeItem>(items.data(), header.num_items, header.num_items, {});
   pack.add<DecodeMember>(members.data(), members.size(), members.size(), {});
-  inputs_.num_items = header.num_items;
+  inputs_.max_items = header.num_items;
+  if (inputs_.padded)
+    inputs_.max_items = std::bit_ceil(static_cast<std::uint32_t>(header.num_items));
   PAGEDCORE_CHECK(pack.bytes() <= device_.bytes(), pack.bytes(), " of ", device_.bytes());
   inputs_ring_.submit(device_.as<char>(), pack.bytes(), stream);
 

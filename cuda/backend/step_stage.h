@@ -16,7 +16,7 @@ struct StepInputs {
   const StepHeader* header = nullptr;
   const DecodeItem* items = nullptr;
   const std::int32_t* prefill = nullptr;  // sequences with more than one token
-  std::int64_t num_items = 0;
+  std::int64_t max_items = 0;  // at least as many as there are; of a padded step, a power of two
   std::vector<std::int32_t> prefill_lens;  // query_len of each of `prefill`
   bool padded = false;  // a decode step, laid out and padded so that a graph of it can be replayed
 };
