@@ -113,7 +113,7 @@ std::int64_t CudaBackend::sample_workspace_bytes(std::int64_t vocab_size,
 }
 
 ForwardBatch CudaBackend::stage(const ForwardBatch& host_batch) {
-  return stage_.stage(host_batch, stream_);
+  return stage_.stage(host_batch, sampler_.tokens(), stream_);
 }
 
 void CudaBackend::run(const ForwardBatch& batch, const std::function<void()>& forward) {
@@ -286,7 +286,12 @@ void CudaBackend::do_paged_attention(const ForwardBatch& batch, const PagedAtten
 }
 
 void CudaBackend::do_sample(const SampleParams& params) {
-  sampler_.sample(params, properties_.multiProcessorCount, stream_);
+  do_start_sampling(params);
+  finish_sampling();
+}
+
+void CudaBackend::do_start_sampling(const SampleParams& params) {
+  sampler_.start(params, properties_.multiProcessorCount, stream_);
 }
 
 void CudaBackend::do_copy_blocks(const KvCacheView& cache, std::span<const BlockCopy> copies) {

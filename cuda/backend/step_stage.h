@@ -31,7 +31,8 @@ class StepStage {
   // Device memory that reserve() takes at first.
   static std::int64_t device_bytes(const StepLimits& limits);
   void reserve(const StepLimits& limits);
-  ForwardBatch stage(const ForwardBatch& host, cudaStream_t stream);
+  // `samples` are the tokens of a batch that follows_samples, on the device.
+  ForwardBatch stage(const ForwardBatch& host, const TokenId* samples, cudaStream_t stream);
 
   const StepInputs& inputs() const { return inputs_; }
   std::int64_t max_seqs() const { return max_seqs_; }
