@@ -18,7 +18,13 @@ class RowSampler : RowSearch {
   }
 
   __device__ void sample(std::int32_t index) {
-    const SampleTask& task = args_.tasks[index];
+    static_assert(sizeof(SampleTask) % 4 == 0 && sizeof(SampleTask) / 4 <= kThreads);
+    if (threadIdx.x < sizeof(SampleTask) / 4) {
+      reinterpret_cast<std::uint32_t*>(&s_.task)[threadIdx.x] =
+          reinterpret_cast<const std::uint32_t*>(args_.tasks + index)[threadIdx.x];
+    }
+    __syncthreads();
+    const SampleTask& task = s_.task;
     const float* row = args_.logits + task.logit_row * args_.vocab_size;
     const bool reports = task.num_top >= 0;
     float max = 0.0f;
@@ -36,7 +42,7 @@ class RowSampler : RowSearch {
     const TokenId token = task.given_token >= 0 ? task.given_token : choose(task, row);
     const std::int32_t rank = reports ? rank_of(row, token) : 0;
     if (threadIdx.x != 0) return;
-    args_.tokens[index] = token;
+    args_.tokens[index] = args_.device_tokens[index] = token;
     args_.ranks[index] = rank;
     args_.logprobs[index] = reports ? logprob(row[token], max, log_sum) : 0.0f;
   }
