@@ -74,12 +74,14 @@ print(8 * 8 * a.numel() / start.elapsed_time(end) / 1e9)')
     peer) limited 90 python3 bench/bench_cuda_serve.py transformers --out "$out/cuda_serve.jsonl" \
       2>&1 | grep -vE "Warning|^$" | tail -12 ;;
     sanitize)
+      # A process a test: what racecheck notes down takes long to look through at the end.
+      python3 -m pytest tests/cuda -q --collect-only -k sanitized | grep :: >"$out/sanitized.txt"
       for tool in memcheck racecheck; do
-        limited 100 compute-sanitizer --tool $tool --error-exitcode 9 --print-limit 20 \
-          python3 -m pytest tests/cuda -q -x -k sanitized 2>&1
+        limited 170 xargs -a "$out/sanitized.txt" -P 8 -I TEST compute-sanitizer --tool $tool \
+          --error-exitcode 9 --print-limit 20 python3 -m pytest -q -p no:cacheprovider TEST 2>&1
         echo "$tool: exit $?"
       done >"$out/sanitize.log"
-      grep -E "SUMMARY|passed|failed|stopped|exit" "$out/sanitize.log" ;;
+      grep -E "SUMMARY|passed|failed|stopped|exit" "$out/sanitize.log" | sort | uniq -c ;;
   esac
   echo "-- $part: $((SECONDS - begin)) s"
 done
