@@ -39,9 +39,12 @@ struct SchedulerStats {
   std::int64_t swapped_in_blocks = 0;
   std::int64_t copied_blocks = 0;
 
-  double waste() const { return 1.0 - static_cast<double>(used_slots) / total_slots; }
-  // Blocks saved by sharing, of those that the tables would take without it.
-  double sharing_savings() const {
+  double waste() const {  // share of the held blocks' slots that hold no token
+    const std::int64_t held = used_slots + reserved_slots;
+    return held == 0 ? 0.0 : static_cast<double>(reserved_slots) / held;
+  }
+  // Share of the blocks that the tables would take without sharing.
+  double shared_savings() const {
     return logical_blocks > 0 ? 1.0 - static_cast<double>(physical_blocks) / logical_blocks : 0.0;
   }
 };

@@ -285,6 +285,30 @@ def test_the_kv_map_shows_every_block_and_every_table():
     engine.abort(request)
 
 
+def test_the_slots_that_stats_tells_of_add_up_to_the_pool():
+    engine = engine_of(num_blocks=32, block_size=4)
+    engine.add_request(PROMPT[4:], params(max_tokens=4))
+    held = engine.add_request(PROMPT[::-1], params(max_tokens=1), hold=True)
+    run(engine)
+    live = engine.add_request(PROMPT, params(n=3, temperature=1.0, seed=2))
+    step(engine, 2)  # three blocks are common, and each has a token of its own behind the prompt
+    stats = engine.stats()
+    assert stats.used_slots == 13 + 3 * 4 + 3 * 2
+    assert stats.reserved_slots == 3 + 3 * 2
+    assert stats.cached_slots == 9 + 4 - 1
+    parts = [stats.used_slots, stats.reserved_slots, stats.cached_slots, stats.free_slots]
+    assert sum(parts) == stats.total_slots == 32 * 4
+    assert stats.used_slots + stats.reserved_slots == 4 * stats.used_blocks
+    assert stats.cached_slots == 4 * stats.cached_blocks
+    assert stats.free_slots == 4 * stats.free_blocks
+    assert stats.waste == pytest.approx(stats.reserved_slots / (4 * stats.used_blocks))
+    unshared = sum(len(s.table) for s in engine.kv_map().sequences)
+    assert stats.shared_savings == pytest.approx(1 - stats.used_blocks / unshared)
+    engine.abort(live)
+    engine.release(held)
+    assert is_empty(engine)
+
+
 def test_priority_and_tenants_do_not_change_answers():
     engine = engine_of(num_blocks=24)
     engine.set_tenant_quota("a", 12)

@@ -626,7 +626,7 @@ def test_statistics_add_up_to_the_pool():
     parts = (stats.used_slots, stats.reserved_slots, stats.cached_slots, stats.free_slots)
     assert parts == (10, 2, 4, 48)
     assert sum(parts) == stats.total_slots
-    assert stats.waste == pytest.approx(1 - 10 / 64)
+    assert stats.waste == pytest.approx(2 / 12)
 
 
 def test_the_block_map_names_every_blocks_owners():
