@@ -105,7 +105,7 @@ struct Engine::Impl {
   void compute_prompt_logprobs(std::int32_t first_row);
   void take_tokens();
   void take_from_target(const Target& target);
-  void take_from_lane(DecodeLane& lane);
+  inline void take_from_lane(DecodeLane& lane);
   void measure_costs(const StepPlan& plan);
 
   // outputs.cpp: what a sampled token changes

@@ -89,7 +89,6 @@ class SchedulerCore {
   void give_row_back(Sequence& sequence);
 
   // plan.cpp: one step
-  static bool lacks_one_token(const Sequence& sequence);
   bool has_place(Sequence& sequence);
   void schedule_running();
   void schedule_catch_up(SequenceGroup& group);
@@ -108,7 +107,7 @@ class SchedulerCore {
   bool try_run(SequenceGroup& group, std::int32_t headroom);
   bool try_run_partially(SequenceGroup& group);
   void start_running(SequenceGroup& group);
-  void plan_span(Sequence& sequence, std::int32_t num_tokens);
+  inline void plan_span(Sequence& sequence, std::int32_t num_tokens);
   std::int32_t headroom(const SequenceGroup* except) const;  // blocks left to other running groups
 
   // pressure.cpp: who gives way
@@ -135,7 +134,6 @@ class SchedulerCore {
   void exceed_capacity(const SequenceGroup& group);
   std::int32_t quota_of(const SequenceGroup& group) const;  // 0: none
   std::int32_t num_blocks_of_tenant(const std::string& tenant) const;
-  static std::int32_t num_unique_blocks(const SequenceGroup& group);
   bool lacks_quota(const SequenceGroup& group) const;  // for all tokens of a running group
   static bool is_rebuilding(const SequenceGroup& group);
 
