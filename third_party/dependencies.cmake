@@ -10,7 +10,7 @@ if(PAGEDCORE_PYTHON)
       COMMAND ${Python_EXECUTABLE} -m pybind11 --cmakedir
       OUTPUT_VARIABLE pybind11_DIR OUTPUT_STRIP_TRAILING_WHITESPACE)
   endif()
-  find_package(pybind11 2.13 CONFIG REQUIRED)
+  find_package(pybind11 3.0 CONFIG REQUIRED)
 endif()
 
 # CUDA: AUTO builds it only where both the compiler and a usable driver are found.

@@ -50,7 +50,7 @@ void bind_scheduler_stats(py::module_& m) {
       .def_readonly("swapped_in_blocks", &S::swapped_in_blocks)
       .def_readonly("copied_blocks", &S::copied_blocks)
       .def_property_readonly("waste", &S::waste)
-      .def_property_readonly("sharing_savings", &S::sharing_savings);
+      .def_property_readonly("shared_savings", &S::shared_savings);
 
   py::native_enum<BlockState>(m, "BlockState", "enum.Enum")
       .value("FREE", BlockState::kFree)

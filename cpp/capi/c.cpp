@@ -120,9 +120,12 @@ pagedcore_status pagedcore_options_create(const char* kind, pagedcore_options** 
       options->value = pagedcore::EngineConfig();
     } else if (name == "sampling") {
       options->value = pagedcore::SamplingParams();
+    } else if (name == "request") {
+      options->value = pagedcore::RequestOptions();
     } else {
       PAGEDCORE_REQUIRE(name == "model",
-                        "kind must be \"model\", \"engine\" or \"sampling\", got \"", name, "\"");
+                        "kind must be \"model\", \"engine\", \"sampling\" or \"request\", got \"",
+                        name, "\"");
     }
     slot = options.release();
   });
@@ -176,13 +179,22 @@ void pagedcore_engine_destroy(pagedcore_engine* engine) {
 
 pagedcore_status pagedcore_add_request(pagedcore_engine* engine, const int32_t* prompt,
                                        size_t prompt_length, const pagedcore_options* sampling,
-                                       int64_t* request_id) {
+                                       const pagedcore_options* request, int64_t* request_id) {
   return guarded([&] {
     if (prompt_length > 0) checked(prompt, "prompt");
     int64_t& id = checked(request_id, "request_id");
-    id = checked(engine, "engine")
-             .engine->add_request({prompt, prompt_length}, options_of<pagedcore::SamplingParams>(
-                                                               sampling, "sampling", "sampling"));
+    const auto& params = options_of<pagedcore::SamplingParams>(sampling, "sampling", "sampling");
+    const auto options = request == nullptr
+                             ? pagedcore::RequestOptions()
+                             : options_of<pagedcore::RequestOptions>(request, "request", "request");
+    id = checked(engine, "engine").engine->add_request({prompt, prompt_length}, params, options);
+  });
+}
+
+pagedcore_status pagedcore_set_tenant_quota(pagedcore_engine* engine, const char* tenant,
+                                            int32_t num_blocks) {
+  return guarded([&] {
+    checked(engine, "engine").engine->set_tenant_quota(checked_text(tenant, "tenant"), num_blocks);
   });
 }
 

@@ -91,6 +91,13 @@ void visit(SamplingParams& p, const F& f) {
   f("early_stopping", p.early_stopping);
 }
 
+template <typename F>
+void visit(RequestOptions& o, const F& f) {
+  f("priority", o.priority);
+  f("tenant", o.tenant);
+  f("cache_salt", o.cache_salt);
+}
+
 template <typename T>
 struct Unwrapped {
   using Type = T;

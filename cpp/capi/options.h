@@ -5,11 +5,14 @@
 
 #include "pagedcore/engine_config.h"
 #include "pagedcore/model_config.h"
+#include "pagedcore/request.h"
 #include "pagedcore/sampling_params.h"
 
 // The settings behind a C handle: one of the structs that they are named after.
 struct pagedcore_options {
-  std::variant<pagedcore::ModelConfig, pagedcore::EngineConfig, pagedcore::SamplingParams> value;
+  std::variant<pagedcore::ModelConfig, pagedcore::EngineConfig, pagedcore::SamplingParams,
+               pagedcore::RequestOptions>
+      value;
 };
 
 namespace pagedcore::capi {

@@ -155,7 +155,10 @@ void Engine::Impl::abort(RequestId id) {
   if (found == requests.end()) return;
   RequestState& request = *found->second;
   scheduler.abort(id);
-  for (const auto& state : request.sequences) state->sequence = nullptr;
+  for (const auto& state : request.sequences) {
+    leave_lane(*state);
+    state->sequence = nullptr;
+  }
   end_request(request);
 }
 
@@ -193,8 +196,11 @@ Stats Engine::Impl::stats() const {
       static_cast<std::int32_t>((kv_stats.used_slots + kv_stats.reserved_slots) / block_size);
   stats.cached_blocks = static_cast<std::int32_t>(kv_stats.cached_slots / block_size);
   stats.free_blocks = static_cast<std::int32_t>(kv_stats.free_slots / block_size);
-  stats.used_slots = kv_stats.used_slots + kv_stats.reserved_slots;
-  stats.token_slots = kv_stats.used_slots;
+  stats.total_slots = kv_stats.total_slots;
+  stats.used_slots = kv_stats.used_slots;
+  stats.reserved_slots = kv_stats.reserved_slots;
+  stats.cached_slots = kv_stats.cached_slots;
+  stats.free_slots = kv_stats.free_slots;
   stats.saved_slots = std::int64_t{kv_stats.logical_blocks - kv_stats.physical_blocks} * block_size;
   stats.used_host_blocks = kv_stats.host_blocks_used;
   stats.num_prefix_queried_tokens = kv_stats.prompt_tokens_queried;

@@ -10,7 +10,7 @@
 namespace pagedcore {
 namespace {
 
-static_assert(std::endian::native == std::endian::little);
+static_assert(std::endian::native == std::endian::little && sizeof(bool) == 1);
 constexpr std::uint64_t kMagic = 0x31304d4e53434750;  // "PGCSNM01"
 constexpr std::uint32_t kVersion = 2;
 constexpr std::int64_t kHeaderBytes = 8 + 4 + 8;  // magic, version, length of the file
@@ -20,9 +20,7 @@ class Writer {
  public:
   template <typename T>
   void operator()(const T& value) {
-    if constexpr (std::is_same_v<T, bool>) {
-      (*this)(static_cast<std::uint8_t>(value));
-    } else if constexpr (std::is_arithmetic_v<T> || std::is_enum_v<T>) {
+    if constexpr (std::is_arithmetic_v<T> || std::is_enum_v<T>) {
       append(&value, sizeof(value));
     } else {
       static_assert(std::is_trivially_copy_constructible_v<typename T::value_type>);
@@ -44,7 +42,7 @@ class Reader {
 
   template <typename T>
   void operator()(T& value) {
-    if constexpr (std::is_same_v<T, bool>) {
+    if constexpr (std::is_same_v<T, bool>) {  // a file may hold other bytes than 0 and 1
       std::uint8_t byte = 0;
       (*this)(byte);
       value = byte != 0;

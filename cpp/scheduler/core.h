@@ -30,7 +30,15 @@ class SchedulerCore {
   const StepPlan& schedule();
   void commit();
   void abandon();
-  void append_token(Sequence& sequence, TokenId token) { sequence.tokens_.push_back(token); }
+  void retract();
+  bool goes_on() const;
+  void append_token(Sequence& sequence, TokenId token) {
+    drop_pending(sequence);
+    sequence.tokens_.push_back(token);
+  }
+  void drop_pending(Sequence& sequence) {
+    if (sequence.tokens_.back() == kPendingToken) sequence.tokens_.pop_back();
+  }
   Sequence& fork(Sequence& sequence, std::int32_t num_tokens);
   void reserve_forks(Sequence& sequence, std::int32_t count);
   std::vector<TokenId> finish(Sequence& sequence);
@@ -72,6 +80,8 @@ class SchedulerCore {
   // Takes a sequence out of its group's live ones; siblings that waited for it start again.
   std::unique_ptr<Sequence> detach(Sequence& sequence);
   void end_group(SequenceGroup& group);
+  // Takes a sequence that ends out of the plan, if one is open.
+  void drop_span(const Sequence& sequence);
   void drop_spare(SequenceGroup& group);
   void erase_if_empty(SequenceGroup& group);
   void set_waits_with_blocks(SequenceGroup& group, bool waits_with_blocks);
@@ -79,7 +89,6 @@ class SchedulerCore {
   void give_row_back(Sequence& sequence);
 
   // plan.cpp: one step
-  static bool lacks_one_token(const Sequence& sequence);
   bool has_place(Sequence& sequence);
   void schedule_running();
   void schedule_catch_up(SequenceGroup& group);
@@ -98,7 +107,7 @@ class SchedulerCore {
   bool try_run(SequenceGroup& group, std::int32_t headroom);
   bool try_run_partially(SequenceGroup& group);
   void start_running(SequenceGroup& group);
-  void plan_span(Sequence& sequence, std::int32_t num_tokens);
+  inline void plan_span(Sequence& sequence, std::int32_t num_tokens);
   std::int32_t headroom(const SequenceGroup* except) const;  // blocks left to other running groups
 
   // pressure.cpp: who gives way
@@ -125,7 +134,6 @@ class SchedulerCore {
   void exceed_capacity(const SequenceGroup& group);
   std::int32_t quota_of(const SequenceGroup& group) const;  // 0: none
   std::int32_t num_blocks_of_tenant(const std::string& tenant) const;
-  static std::int32_t num_unique_blocks(const SequenceGroup& group);
   bool lacks_quota(const SequenceGroup& group) const;  // for all tokens of a running group
   static bool is_rebuilding(const SequenceGroup& group);
 

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <memory>
 
 #include "cpp/base/prefetch.h"
 #include "cpp/scheduler/core.h"
@@ -13,6 +14,11 @@ constexpr std::int32_t kMaxHeadroomShare = 16;
 
 std::int32_t num_uncomputed(const Sequence& sequence) {
   return sequence.num_tokens() - sequence.num_computed();
+}
+
+// Whether one token is to be computed, and nothing but its place may be missing.
+bool lacks_one_token(const Sequence& sequence) {
+  return num_uncomputed(sequence) == 1 && !sequence.is_rebuilding();
 }
 
 }  // namespace
@@ -52,6 +58,7 @@ void SchedulerCore::commit() {
     }
     const Span& span = plan_.spans[i];
     Sequence& sequence = *span.sequence;
+    prefetch_for_write(std::to_address(sequence.tokens_.end()));  // where its next token goes
     sequence.num_computed_ += span.query_len;
     if (span.num_recomputed > 0) [[unlikely]] {
       sequence.group_->num_recomputed_tokens_ += span.num_recomputed;
@@ -65,6 +72,21 @@ void SchedulerCore::commit() {
   counters_.swapped_out_blocks += std::ssize(plan_.swap_out);
   counters_.swapped_in_blocks += std::ssize(plan_.swap_in);
   counters_.copied_blocks += std::ssize(plan_.copies);
+}
+
+void SchedulerCore::retract() {
+  PAGEDCORE_REQUIRE(plan_is_open_, "retract: there is no plan to retract");
+  plan_is_open_ = false;
+  plan_.spans.clear();
+  kv_->end_step();
+}
+
+bool SchedulerCore::goes_on() const {
+  const auto num_spans = static_cast<std::int32_t>(plan_.spans.size());
+  return plan_is_open_ && num_spans == num_running_seqs_ && num_partial_ == 0 && resumed_.empty() &&
+         waiting_.empty() && quotas_.empty() && plan_.capacity_exceeded.empty() &&
+         num_spans <= config_.max_num_batched_tokens &&
+         num_spans <= kv_->allocator().num_available();
 }
 
 void SchedulerCore::plan_span(Sequence& sequence, std::int32_t num_tokens) {
@@ -89,11 +111,6 @@ void SchedulerCore::plan_span(Sequence& sequence, std::int32_t num_tokens) {
     sequence.first_changed_block_ = sequence.table_.num_blocks();
   }
   budget_ -= num_tokens;
-}
-
-// Whether one token is to be computed, and nothing but its place may be missing.
-bool SchedulerCore::lacks_one_token(const Sequence& sequence) {
-  return sequence.num_tokens() == sequence.num_computed_ + 1 && sequence.waits_for_ == nullptr;
 }
 
 // Gives that token a place where that costs nobody anything.

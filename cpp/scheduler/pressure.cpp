@@ -6,6 +6,20 @@
 #include "pagedcore/error.h"
 
 namespace pagedcore {
+namespace {
+
+std::int32_t num_unique_blocks(const SequenceGroup& group) {
+  const auto sequences = group.sequences();
+  if (sequences.size() == 1) return static_cast<std::int32_t>(sequences[0]->table().size());
+  std::vector<BlockId> blocks;
+  for (const auto& sequence : sequences) {
+    blocks.insert(blocks.end(), sequence->table().begin(), sequence->table().end());
+  }
+  std::ranges::sort(blocks);
+  return static_cast<std::int32_t>(std::unique(blocks.begin(), blocks.end()) - blocks.begin());
+}
+
+}  // namespace
 
 bool SchedulerCore::try_extend(SequenceGroup& group) {
   for (const auto& sequence : group.sequences_) {
@@ -280,16 +294,6 @@ std::int32_t SchedulerCore::num_blocks_of_tenant(const std::string& tenant) cons
     if (group->tenant_ == tenant) num_blocks += num_unique_blocks(*group);
   }
   return num_blocks;
-}
-
-std::int32_t SchedulerCore::num_unique_blocks(const SequenceGroup& group) {
-  if (group.num_live() == 1) return group.sequences_[0]->table_.num_blocks();
-  std::vector<BlockId> blocks;
-  for (const auto& sequence : group.sequences_) {
-    blocks.insert(blocks.end(), sequence->table().begin(), sequence->table().end());
-  }
-  std::ranges::sort(blocks);
-  return static_cast<std::int32_t>(std::unique(blocks.begin(), blocks.end()) - blocks.begin());
 }
 
 bool SchedulerCore::is_rebuilding(const SequenceGroup& group) {

@@ -28,7 +28,8 @@ PAGEDCORE_API const char* pagedcore_last_error(void);
 
 /* Named settings. Names and meanings are the fields of the C++ structs. */
 typedef struct pagedcore_options pagedcore_options;
-/* "model" (ModelConfig), "engine" (EngineConfig) or "sampling" (SamplingParams). */
+/* "model" (ModelConfig), "engine" (EngineConfig), "sampling" (SamplingParams) or "request"
+ * (RequestOptions, but for hold). */
 PAGEDCORE_API pagedcore_status pagedcore_options_create(const char* kind, pagedcore_options** out);
 PAGEDCORE_API void pagedcore_options_destroy(pagedcore_options* options);
 /* For numbers, booleans (0 or 1) and enumerations (their position). */
@@ -59,10 +60,15 @@ PAGEDCORE_API pagedcore_status pagedcore_engine_create(const pagedcore_options* 
                                                        pagedcore_engine** out);
 PAGEDCORE_API void pagedcore_engine_destroy(pagedcore_engine* engine);
 
+/* `request` may be null, for the defaults. */
 PAGEDCORE_API pagedcore_status pagedcore_add_request(pagedcore_engine* engine,
                                                      const int32_t* prompt, size_t prompt_length,
                                                      const pagedcore_options* sampling,
+                                                     const pagedcore_options* request,
                                                      int64_t* request_id);
+/* Requests of a tenant together hold at most so many KV blocks; 0: no limit. */
+PAGEDCORE_API pagedcore_status pagedcore_set_tenant_quota(pagedcore_engine* engine,
+                                                          const char* tenant, int32_t num_blocks);
 PAGEDCORE_API pagedcore_status pagedcore_abort(pagedcore_engine* engine, int64_t request_id);
 /* 1 while requests are unfinished. */
 PAGEDCORE_API pagedcore_status pagedcore_has_unfinished(const pagedcore_engine* engine,

@@ -40,7 +40,7 @@ struct RequestMetrics {
   std::int64_t first_token_us = 0;  // from add_request() to its first output token
   std::int64_t total_us = 0;        // from add_request() until now or its end
   std::int32_t num_prompt_tokens = 0;
-  std::int32_t num_cached_tokens = 0;  // of the prompt, found in the prefix cache
+  std::int32_t num_cached_tokens = 0;  // of the prompt, stored already: cached, forked or loaded
   std::int32_t num_preemptions = 0;
   std::int32_t num_recomputed_tokens = 0;  // computed again after preemption
   std::string_view last_preemption;        // why; a literal, empty if there was none

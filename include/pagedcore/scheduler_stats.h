@@ -29,7 +29,7 @@ struct SchedulerStats {
   std::int64_t num_steps = 0;
   std::int64_t scheduled_tokens = 0;
   std::int64_t prompt_tokens_queried = 0;  // of groups admitted for the first time
-  std::int64_t prompt_tokens_hit = 0;      // found in the prefix cache then
+  std::int64_t prompt_tokens_hit = 0;      // stored then: cached, a fork's parent's or a file's
   std::int64_t tail_preemptions = 0;
   std::int64_t recompute_preemptions = 0;
   std::int64_t swap_preemptions = 0;
@@ -39,9 +39,12 @@ struct SchedulerStats {
   std::int64_t swapped_in_blocks = 0;
   std::int64_t copied_blocks = 0;
 
-  double waste() const { return 1.0 - static_cast<double>(used_slots) / total_slots; }
-  // Blocks saved by sharing, of those that the tables would take without it.
-  double sharing_savings() const {
+  double waste() const {  // share of the held blocks' slots that hold no token
+    const std::int64_t held = used_slots + reserved_slots;
+    return held == 0 ? 0.0 : static_cast<double>(reserved_slots) / held;
+  }
+  // Share of the blocks that the tables would take without sharing.
+  double shared_savings() const {
     return logical_blocks > 0 ? 1.0 - static_cast<double>(physical_blocks) / logical_blocks : 0.0;
   }
 };

@@ -18,10 +18,14 @@ struct Stats {
   std::int32_t used_blocks = 0;
   std::int32_t cached_blocks = 0;  // no owner, content findable
   std::int32_t free_blocks = 0;
-  std::int64_t used_slots = 0;   // block_size * used_blocks
-  std::int64_t token_slots = 0;  // of those, slots that hold a token's KV
-  std::int64_t saved_slots = 0;  // further slots that sequences would need if none were shared
   std::int32_t used_host_blocks = 0;
+
+  std::int64_t total_slots = 0;     // == used + reserved + cached + free
+  std::int64_t used_slots = 0;      // hold a token's KV of a live or held sequence
+  std::int64_t reserved_slots = 0;  // in used blocks too, no token yet
+  std::int64_t cached_slots = 0;    // in cached blocks
+  std::int64_t free_slots = 0;      // in free blocks
+  std::int64_t saved_slots = 0;     // further ones that sequences would need if none were shared
 
   std::int64_t num_steps = 0;
   std::int64_t num_requests = 0;
@@ -39,17 +43,20 @@ struct Stats {
   std::int64_t num_swapped_in_blocks = 0;
 
   // Microseconds: the last step's own work on the host, without forward pass, sampling kernels and
-  // block moves; then the last step's and all steps' time in those.
+  // block moves; then the last step's and all steps' time in those. Work on the host while the
+  // device computes is part of the latter.
   double step_host_us = 0.0;
   double step_device_us = 0.0;
   double total_host_us = 0.0;
   double total_device_us = 0.0;
 
-  double waste() const {  // share of used slots that hold no token
-    return used_slots == 0 ? 0.0 : 1.0 - static_cast<double>(token_slots) / used_slots;
+  double waste() const {  // share of the used blocks' slots that hold no token
+    const std::int64_t in_use = used_slots + reserved_slots;
+    return in_use == 0 ? 0.0 : static_cast<double>(reserved_slots) / in_use;
   }
   double shared_savings() const {  // share of the slots of unshared sequences that sharing saves
-    return saved_slots == 0 ? 0.0 : static_cast<double>(saved_slots) / (saved_slots + used_slots);
+    const std::int64_t unshared = saved_slots + used_slots + reserved_slots;
+    return unshared == 0 ? 0.0 : static_cast<double>(saved_slots) / unshared;
   }
 };
 

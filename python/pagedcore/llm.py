@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,10 +19,11 @@ from pagedcore.engine_options import engine_config, make_backend
 from pagedcore.interrupts import interrupts_deferred
 from pagedcore.live_request import Batch, LiveRequest
 from pagedcore.outputs import RequestOutput
-from pagedcore.prompts import Prompt, as_params_list, as_prompt_list, check_tokens
+from pagedcore.prompts import Prompt, RequestSpec, as_prompt_list, as_spec_list, check_tokens
 from pagedcore.quantization import check_quantization, make_weights
 from pagedcore.sampling_params import SamplingParams, suggested_params
 from pagedcore.text import Tokenizer, eos_token_ids
+from pagedcore.text_pieces import TextPieces
 
 SHIPPED_MODEL = Path(__file__).parent / "shipped_model"
 """A small story-telling model that comes with the package."""
@@ -188,6 +189,9 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = True,
+        priority: int | Sequence[int] = 0,
+        tenant: str | Sequence[str] = "",
+        cache_salt: str | Sequence[str] = "",
     ) -> list[RequestOutput]:
         """Completes prompts, all in one batch.
 
@@ -195,16 +199,22 @@ class LLM:
             prompts: A text, a list of token ids, or a list of either.
             sampling_params: One for all prompts or one each; None: `default_sampling_params`.
             use_tqdm: Show progress.
+            priority: Lower runs first, and may preempt what runs; one for all prompts or one each.
+            tenant: Whose quota a prompt counts against (`set_tenant_quota`); one or one each.
+            cache_salt: Prompts reuse the KV only of those with the same salt; one or one each.
 
         Returns:
             One output a prompt, in their order.
 
         Raises:
             InvalidArgument: A prompt or a parameter is wrong; no prompt was started then.
+            QueueFull: More than `max_waiting` requests would wait; no prompt was started then.
             KeyboardInterrupt: All prompts of this call were aborted; the engine goes on working.
         """
         items = as_prompt_list(prompts)
-        return self._run(items, self._encode(items), sampling_params, use_tqdm)
+        params = sampling_params or self.default_sampling_params
+        specs = as_spec_list(len(items), params, priority, tenant, cache_salt)
+        return self._run(items, self._encode(items), specs, use_tqdm)
 
     def chat(
         self,
@@ -212,6 +222,9 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = True,
+        priority: int | Sequence[int] = 0,
+        tenant: str | Sequence[str] = "",
+        cache_salt: str | Sequence[str] = "",
         **template_variables: Any,
     ) -> list[RequestOutput]:
         """Answers one conversation or several, written as the checkpoint's chat template says.
@@ -220,10 +233,14 @@ class LLM:
             messages: Mappings with "role" and "content"; or a list of such lists.
             sampling_params: As for `generate`.
             use_tqdm: Show progress.
+            priority: As for `generate`.
+            tenant: As for `generate`.
+            cache_salt: As for `generate`.
             template_variables: What the template may read, such as "tools".
 
         Raises:
             InvalidArgument: The model has no chat template, or as for `generate`.
+            QueueFull: As for `generate`.
         """
         several = isinstance(messages, (list, tuple)) and all(
             isinstance(item, (list, tuple)) for item in messages
@@ -233,8 +250,10 @@ class LLM:
             self.chat_prompt(cast(Sequence[Message], conversation), **template_variables)
             for conversation in conversations
         ]
+        params = sampling_params or self.default_sampling_params
+        specs = as_spec_list(len(texts), params, priority, tenant, cache_salt)
         token_ids = self._tokenizer_or_raise().encode(texts, add_special_tokens=False)
-        return self._run(texts, token_ids, sampling_params, use_tqdm)
+        return self._run(texts, token_ids, specs, use_tqdm)
 
     def stream(
         self,
@@ -242,6 +261,9 @@ class LLM:
         sampling_params: SamplingParams | None = None,
         *,
         messages: Sequence[Message] | None = None,
+        priority: int = 0,
+        tenant: str = "",
+        cache_salt: str = "",
     ) -> TextPieces:
         """Completes one prompt, or answers one conversation, piece by piece as the text comes.
 
@@ -249,17 +271,22 @@ class LLM:
             prompt: A text or a list of token ids.
             sampling_params: With n = 1.
             messages: A conversation, instead of `prompt`.
+            priority: As for `generate`.
+            tenant: As for `generate`.
+            cache_salt: As for `generate`.
 
         Returns:
             An iterator of pieces of text; closing it early ends the request.
 
         Raises:
             InvalidArgument: As for `generate`.
+            QueueFull: As for `generate`.
         """
         tokenizer = self._tokenizer_or_raise()
         if (prompt is None) == (messages is None):
             raise InvalidArgument("stream needs either prompt or messages")
         params = sampling_params or self.default_sampling_params
+        specs = as_spec_list(1, params, priority, tenant, cache_salt)
         if params.n != 1:
             raise InvalidArgument(f"n must be 1 to stream, got {params.n}")
         if messages is not None:
@@ -267,7 +294,19 @@ class LLM:
             (token_ids,) = tokenizer.encode([prompt], add_special_tokens=False)
         else:
             (token_ids,) = self._encode([cast(Prompt, prompt)])
-        return TextPieces(self, self._add([cast(Prompt, prompt)], [token_ids], [params]))
+        batch = self._add([cast(Prompt, prompt)], [token_ids], specs)
+        return TextPieces(batch, self.step_for, self.abort)
+
+    def set_tenant_quota(self, tenant: str, num_blocks: int) -> None:
+        """Lets the requests of a tenant together hold at most so many KV blocks; 0: no limit.
+
+        Further ones wait, and those of other tenants pass them.
+
+        Raises:
+            InvalidArgument: `num_blocks` is negative.
+        """
+        with self.lock:
+            self.engine.set_tenant_quota(tenant, num_blocks)
 
     def chat_prompt(self, messages: Sequence[Message], **template_variables: Any) -> str:
         """The text that the checkpoint's chat template makes of a conversation."""
@@ -299,11 +338,10 @@ class LLM:
         self,
         prompts: Sequence[Prompt],
         token_ids: Sequence[list[int]],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        specs: Sequence[RequestSpec],
         use_tqdm: bool,
     ) -> list[RequestOutput]:
-        params = as_params_list(sampling_params or self.default_sampling_params, len(prompts))
-        batch = self._add(prompts, token_ids, params)
+        batch = self._add(prompts, token_ids, specs)
         try:
             self._serve(batch, use_tqdm)
         finally:
@@ -314,27 +352,33 @@ class LLM:
         self,
         prompts: Sequence[Prompt],
         token_ids: Sequence[list[int]],
-        params: Sequence[SamplingParams],
+        specs: Sequence[RequestSpec],
     ) -> Batch:
         """Queues all prompts, or none where one is refused."""
         batch = Batch()
         try:
             with self.lock, interrupts_deferred():
-                for i, (prompt, ids, one) in enumerate(zip(prompts, token_ids, params)):
-                    request_id = self._add_one(i, ids, one)
+                for i, (prompt, ids, spec) in enumerate(zip(prompts, token_ids, specs)):
+                    request_id = self._add_one(i, ids, spec)
                     text = prompt if isinstance(prompt, str) else None
-                    request = LiveRequest(batch, request_id, text, ids, one, self.tokenizer)
+                    request = LiveRequest(batch, request_id, text, ids, spec.params, self.tokenizer)
                     self._live[request_id] = request
         except BaseException:
             self.abort(batch)
             raise
         return batch
 
-    def _add_one(self, i: int, token_ids: list[int], params: SamplingParams) -> int:
-        if params.stop_strings:
+    def _add_one(self, i: int, token_ids: list[int], spec: RequestSpec) -> int:
+        if spec.params.stop_strings:
             self._tokenizer_or_raise()
         try:
-            return self.engine.add_request(token_ids, params.core)
+            return self.engine.add_request(
+                token_ids,
+                spec.params.core,
+                priority=spec.priority,
+                tenant=spec.tenant,
+                cache_salt=spec.cache_salt,
+            )
         except InvalidArgument as error:
             raise InvalidArgument(f"prompts[{i}]: {error}") from None
 
@@ -371,35 +415,3 @@ class LLM:
                 if self._live.pop(request.request_id, None) is not None:
                     self.engine.abort(request.request_id)
                     request.abort()
-
-
-class TextPieces(Iterator[str]):
-    """The text of one request, piece by piece as it comes.
-
-    Attributes:
-        request: What is known of the request so far; `request.result()` when the text has ended.
-    """
-
-    def __init__(self, llm: LLM, batch: Batch) -> None:
-        self.request = batch.requests[0]
-        self._llm = llm
-        self._batch = batch
-        self._position = 0
-
-    def __next__(self) -> str:
-        sequence = self.request.sequences[0]
-        assert sequence.text is not None
-        while True:
-            piece, self._position = sequence.text.take(self._position)
-            if piece:
-                return piece
-            if sequence.finished:
-                raise StopIteration
-            self._llm.step_for(self._batch)
-
-    def close(self) -> None:
-        """Ends the request if it has not finished."""
-        self._llm.abort(self._batch)
-
-    def __del__(self) -> None:
-        self.close()

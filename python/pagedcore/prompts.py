@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 from pagedcore._core import InvalidArgument
-from pagedcore.sampling_params import SamplingParams
+from pagedcore.sampling_params import SamplingParams, whole_number
 
 Prompt = str | Sequence[int]
+T = TypeVar("T")
 
 
 def as_prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
@@ -25,21 +27,56 @@ def as_prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return [cast(Sequence[int], items)] if one else cast(list[Prompt], items)
 
 
-def as_params_list(
-    sampling_params: SamplingParams | Sequence[SamplingParams], count: int
-) -> list[SamplingParams]:
-    """One SamplingParams for each of `count` prompts."""
-    if isinstance(sampling_params, SamplingParams):
-        return [sampling_params] * count
-    params = list(sampling_params)
-    if len(params) != count:
+def one_each(name: str, value: Any, check: Callable[[str, object], T], count: int) -> list[T]:
+    """What argument `name` says of each of `count` prompts: the same of all, or one value each.
+
+    `check(name, value)` gives a single value as it is to be used, or raises.
+    """
+    if isinstance(value, str) or not hasattr(value, "__iter__"):
+        return [check(name, value)] * count
+    values = list(value)
+    if len(values) != count:
         raise InvalidArgument(
-            f"sampling_params must be one or as many as prompts ({count}), got {len(params)}"
+            f"{name} must be one or as many as prompts ({count}), got {len(values)}"
         )
-    for i, one in enumerate(params):
-        if not isinstance(one, SamplingParams):
-            raise InvalidArgument(f"sampling_params[{i}] must be SamplingParams, got {one!r}")
-    return params
+    return [check(f"{name}[{i}]", one) for i, one in enumerate(values)]
+
+
+@dataclass(frozen=True)
+class RequestSpec:
+    """What is asked of one prompt, and how it is queued."""
+
+    params: SamplingParams
+    priority: int
+    tenant: str
+    cache_salt: str
+
+
+def as_spec_list(
+    count: int, sampling_params: Any, priority: Any, tenant: Any, cache_salt: Any
+) -> list[RequestSpec]:
+    """One for each of `count` prompts; arguments as for `LLM.generate`."""
+    return [
+        RequestSpec(*spec)
+        for spec in zip(
+            one_each("sampling_params", sampling_params, _sampling_params, count),
+            one_each("priority", priority, whole_number, count),
+            one_each("tenant", tenant, _text, count),
+            one_each("cache_salt", cache_salt, _text, count),
+        )
+    ]
+
+
+def _sampling_params(name: str, value: object) -> SamplingParams:
+    if isinstance(value, SamplingParams):
+        return value
+    raise InvalidArgument(f"{name} must be SamplingParams, got {value!r}")
+
+
+def _text(name: str, value: object) -> str:
+    if isinstance(value, str):
+        return value
+    raise InvalidArgument(f"{name} must be a text, got {value!r}")
 
 
 def check_tokens(i: int, prompt: Any, vocab_size: int) -> list[int]:

@@ -117,7 +117,8 @@ def _stop_strings(stop: object) -> tuple[str, ...]:
     raise InvalidArgument(f"stop must be a non-empty string or a list of them, got {stop!r}")
 
 
-def _whole(name: str, value: object, allowed: range = _INT32) -> int:
+def whole_number(name: str, value: object, allowed: range = _INT32) -> int:
+    """The argument `name` as an int; raises where it is none of those allowed."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -132,11 +133,11 @@ def _whole(name: str, value: object, allowed: range = _INT32) -> int:
 
 
 def _whole_or_none(name: str, value: object) -> int | None:
-    return None if value is None else _whole(name, value)
+    return None if value is None else whole_number(name, value)
 
 
 def _seed(name: str, value: object) -> int | None:
-    return None if value is None else _whole(name, value, _INT64)
+    return None if value is None else whole_number(name, value, _INT64)
 
 
 def _real(name: str, value: object) -> float:
@@ -159,7 +160,7 @@ def _token_ids(name: str, value: object) -> list[int]:
         return []
     if isinstance(value, (str, bytes, Mapping)) or not hasattr(value, "__iter__"):
         raise InvalidArgument(f"{name} must be a list of token ids, got {value!r}")
-    return [_whole(name, token) for token in value]
+    return [whole_number(name, token) for token in value]
 
 
 def _bias(name: str, value: object) -> list[tuple[int, float]]:
@@ -167,7 +168,7 @@ def _bias(name: str, value: object) -> list[tuple[int, float]]:
         return []
     if not isinstance(value, Mapping):
         raise InvalidArgument(f"{name} must map token ids to numbers, got {value!r}")
-    return [(_whole(name, token), _real(name, bias)) for token, bias in value.items()]
+    return [(whole_number(name, token), _real(name, bias)) for token, bias in value.items()]
 
 
 def _early_stopping(name: str, value: object) -> bool | str:
@@ -178,15 +179,15 @@ def _early_stopping(name: str, value: object) -> bool | str:
 
 _MAY_BE_NONE = ("seed", "max_tokens")  # for the others, None keeps the default
 _CORE_FIELDS: dict[str, Any] = {
-    "n": _whole,
+    "n": whole_number,
     "best_of": _whole_or_none,
     "temperature": _real,
     "top_p": _real,
-    "top_k": _whole,
+    "top_k": whole_number,
     "min_p": _real,
     "seed": _seed,
     "max_tokens": _whole_or_none,
-    "min_tokens": _whole,
+    "min_tokens": whole_number,
     "stop_token_ids": _token_ids,
     "ignore_eos": _flag,
     "logprobs": _whole_or_none,
@@ -197,7 +198,7 @@ _CORE_FIELDS: dict[str, Any] = {
     "logit_bias": _bias,
     "allowed_token_ids": _token_ids,
     "bad_token_ids": _token_ids,
-    "beam_width": _whole,
+    "beam_width": whole_number,
     "length_penalty": _real,
     "early_stopping": _early_stopping,
 }

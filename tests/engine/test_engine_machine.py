@@ -2,16 +2,25 @@
 
 Two engines over one model differ in block size, pool and preemption; snapshots pass between them.
 verify() follows each step. PAGEDCORE_MACHINE_EXAMPLES and PAGEDCORE_MACHINE_STEPS raise the number
-of runs and the operations in each.
+of runs and the operations in each; `pytest -rP` shows what the runs came to.
 """
 
+import contextlib
+import copy
 import functools
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from support.tiny_models import make_engine, tiny_llama
 
 from pagedcore import _core
@@ -22,6 +31,10 @@ LENGTH = 48  # max_model_len
 BLOCK_BYTES_PER_TOKEN = 2 * 2 * 1 * 8 * 4
 STOPS = [1, 2, 3, 4, 5]
 TOKENS = st.integers(0, VOCAB_SIZE - 1)
+PROMPTS = st.integers(1, 24).flatmap(lambda n: st.lists(TOKENS, min_size=n, max_size=n))
+EXAMPLES = int(os.environ.get("PAGEDCORE_MACHINE_EXAMPLES", 25))
+OPERATIONS = int(os.environ.get("PAGEDCORE_MACHINE_STEPS", 40))
+TOTALS = Counter()  # over all runs: what the engines did
 
 # What a request asks: each is a kind of group, of drawing, or of stopping.
 FORMS = [
@@ -38,16 +51,28 @@ FORMS = [
 ]
 
 
-@functools.cache
-def alone(prompt, form, seed, max_tokens):
+def results_alone(prompt, params):
     """What each sequence of a request gives in a large engine of its own."""
     engine = make_engine(MODEL, num_blocks=200, block_size=16, max_model_len=LENGTH)
-    engine.add_request(list(prompt), params_of(form, seed, max_tokens))
+    engine.add_request(list(prompt), params)
     results = {}
     while engine.has_unfinished():
         for update in engine.step():
             results.setdefault(update.index, Result()).take(update)
     return results
+
+
+@functools.cache
+def alone(prompt, form, seed, max_tokens):
+    return results_alone(prompt, params_of(form, seed, max_tokens))
+
+
+@functools.cache
+def samples_alone(prompt, form, seed, max_tokens):
+    """Those of a request with best_of before they are ranked."""
+    params = params_of(form, seed, max_tokens)
+    params.n, params.best_of = max(params.n, params.best_of), 0
+    return results_alone(prompt, params)
 
 
 def params_of(form, seed, max_tokens):
@@ -84,15 +109,39 @@ class Asked:
     wanted: Result | None = None
 
     @property
+    def has_beams(self):
+        return "beam_width" in FORMS[self.form]
+
+    @property
+    def is_ranked(self):
+        return self.wanted is None and (self.has_beams or "best_of" in FORMS[self.form])
+
+    @property
     def has_finished(self):
-        reported = range(FORMS[self.form].get("n", 1))
+        num_reported = 1 if self.wanted is not None else FORMS[self.form].get("n", 1)
         ended = {i for i, result in self.results.items() if result.reason is not None}
-        return all(i in self.dropped | ended for i in reported)
+        return all(i in self.dropped | ended for i in range(num_reported))
 
     def expected(self, index):
         if self.wanted is not None:
             return self.wanted
         return alone(self.prompt, self.form, self.seed, self.max_tokens).get(index)
+
+    def sibling(self, index, num_known):
+        """The request that goes on with one sequence of which `num_known` tokens are known."""
+        samples = samples_alone(self.prompt, self.form, self.seed, self.max_tokens)
+        whole, begin = samples[index], num_known - len(self.prompt)
+        rest = Result(whole.tokens[begin:], whole.logprobs[begin:], whole.reason)
+        return Asked(self.prompt, self.form, self.seed, self.max_tokens, wanted=rest)
+
+
+@dataclass
+class Saved:
+    """A snapshot, the request that goes on from it, and the tokens where it is of one sequence."""
+
+    snapshot: bytes
+    asked: Asked | None  # None: it goes on under new parameters only
+    tokens: list | None
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -101,9 +150,10 @@ class EngineMachine(RuleBasedStateMachine):
         mode=st.sampled_from(["recompute", "swap", "auto"]),
         caching=st.booleans(),
         budget=st.sampled_from([6, 17, 64]),
-        slots=st.sampled_from([96, 128, 160]),
+        slots=st.sampled_from([56, 80, 120]),
+        max_waiting=st.sampled_from([0, 0, 0, 6]),
     )
-    def start(self, block_sizes, mode, caching, budget, slots):
+    def start(self, block_sizes, mode, caching, budget, slots, max_waiting):
         self.engines = []
         for block_size, num_slots in [(block_sizes[0], slots), (block_sizes[1], 400)]:
             swap_space = 0 if mode == "recompute" else 160 * BLOCK_BYTES_PER_TOKEN
@@ -117,6 +167,7 @@ class EngineMachine(RuleBasedStateMachine):
                 enable_prefix_caching=caching,
                 preemption_mode=mode,
                 swap_space_bytes=swap_space,
+                max_waiting=max_waiting,
             )
             self.engines.append(engine)
         self.asked = [{}, {}]
@@ -125,20 +176,27 @@ class EngineMachine(RuleBasedStateMachine):
     def draw_request(self, data, prompt):
         form = data.draw(st.integers(0, len(FORMS) - 1), label="form")
         seed = data.draw(st.integers(0, 3), label="seed")
-        max_tokens = data.draw(st.sampled_from([1, 4, 9, 16]), label="max_tokens")
+        max_tokens = data.draw(st.sampled_from([1, 6, 12, 20]), label="max_tokens")
         asked = Asked(tuple(prompt), form, seed, max_tokens)
         return asked, params_of(form, seed, max_tokens)
 
     def options(self, data):
         return {
             "priority": data.draw(st.sampled_from([0, 0, 1, -1]), label="priority"),
-            "tenant": data.draw(st.sampled_from(["", "tenant"]), label="tenant"),
+            "tenant": data.draw(st.sampled_from(["", "a", "b"]), label="tenant"),
             "hold": data.draw(st.booleans(), label="hold"),
         }
 
-    def note(self, which, request, asked, options):
+    def start_request(self, which, asked, options, call):
+        """Makes a request by call(**options), unless the engine has no room for it."""
         asked.is_held = options["hold"]
-        self.asked[which][request] = asked
+        try:
+            self.asked[which][call(**options)] = asked
+        except _core.QueueFull:
+            TOTALS["refused by a full queue"] += 1
+        except _core.InvalidArgument as error:
+            assert "can never fit" in str(error)
+            TOTALS["refused as too large"] += 1
         self.check(which)
 
     def pick(self, data, which=None, accept=lambda asked: True):
@@ -151,14 +209,14 @@ class EngineMachine(RuleBasedStateMachine):
         ]
         return data.draw(st.sampled_from(known), label="request") if known else None
 
-    @rule(data=st.data(), prompt=st.lists(TOKENS, min_size=1, max_size=24))
+    @rule(data=st.data(), prompt=PROMPTS)
     def add(self, data, prompt):
         which = data.draw(st.sampled_from([0, 0, 1]), label="engine")
         asked, params = self.draw_request(data, prompt)
-        options = self.options(data) | {"salt": data.draw(st.sampled_from(["", "a"]))}
-        salt = options.pop("salt")
-        request = self.engines[which].add_request(prompt, params, cache_salt=salt, **options)
-        self.note(which, request, asked, options)
+        options = self.options(data)
+        salt = data.draw(st.sampled_from(["", "a"]), label="salt")
+        add = functools.partial(self.engines[which].add_request, prompt, params, cache_salt=salt)
+        self.start_request(which, asked, options, add)
 
     @rule(data=st.data(), more=st.lists(TOKENS, max_size=4))
     def fork(self, data, more):
@@ -166,16 +224,25 @@ class EngineMachine(RuleBasedStateMachine):
             return
         which, request, _ = picked
         engine = self.engines[which]
-        if (tokens := self.tokens_of(engine, request, 0)) is None:
+        index, tokens = self.pick_sequence(data, engine, request)
+        if tokens is None:
             return
         at = data.draw(st.integers(1, len(tokens)), label="at")
         prompt = tokens[:at] + more
         if len(prompt) >= LENGTH:
             return
         asked, params = self.draw_request(data, prompt)
-        options = self.options(data)
-        fork = engine.fork(request, params, at_token=at, more_tokens=more, **options)
-        self.note(which, fork, asked, options)
+        fork = functools.partial(
+            engine.fork, request, params, index=index, at_token=at, more_tokens=more
+        )
+        self.start_request(which, asked, self.options(data), fork)
+        TOTALS["forks"] += 1
+
+    @rule(which=st.sampled_from([0, 0, 1]), tenant=st.sampled_from("ab"), data=st.data())
+    def set_quota(self, which, tenant, data):
+        num_slots = data.draw(st.sampled_from([0, 32, 64]), label="slots")
+        engine = self.engines[which]
+        engine.set_tenant_quota(tenant, -(-num_slots // engine.config.block_size))
 
     @rule(data=st.data())
     def abort(self, data):
@@ -188,8 +255,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), index=st.integers(0, 2))
     def finish_sequence(self, data, index):
-        streams = lambda asked: not {"best_of", "beam_width"} & FORMS[asked.form].keys()  # noqa: E731
-        if (picked := self.pick(data, accept=streams)) is None:
+        if (picked := self.pick(data, accept=lambda asked: not asked.is_ranked)) is None:
             return
         which, request, asked = picked
         try:
@@ -212,46 +278,66 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def save(self, data):
+        if (picked := self.pick(data, accept=lambda asked: not asked.has_finished)) is None:
+            return
+        which, request, asked = picked
+        self.snapshots.append(Saved(self.engines[which].save(request), copy.deepcopy(asked), None))
+        self.check(which)
+        TOTALS["whole requests saved"] += 1
+
+    @rule(data=st.data())
+    def save_one(self, data):
         if (picked := self.pick(data, accept=lambda asked: asked.wanted is None)) is None:
             return
         which, request, asked = picked
-        if asked.has_finished:
-            return
         engine = self.engines[which]
-        before = {i: Result(r.tokens, r.logprobs, r.reason) for i, r in asked.results.items()}
-        copy = Asked(asked.prompt, asked.form, asked.seed, asked.max_tokens, before)
-        copy.dropped = set(asked.dropped)
-        self.snapshots.append((engine.save(request), copy))
+        index, tokens = self.pick_sequence(data, engine, request)
+        if tokens is None:
+            return
+        is_over = asked.has_finished or index in asked.dropped
+        goes_on = not asked.has_beams and not is_over and not self.has_ended(asked, index, tokens)
+        saved = engine.save(request, index)
+        sibling = asked.sibling(index, len(tokens)) if goes_on else None
+        self.snapshots.append(Saved(saved, sibling, tokens))
         self.check(which)
+        TOTALS["sequences saved"] += 1
+
+    def has_ended(self, asked, index, tokens):
+        """Whether a sample is at its end, though its request may not have told of it yet."""
+        return not asked.sibling(index, len(tokens)).wanted.tokens
 
     @precondition(lambda self: self.snapshots)
-    @rule(data=st.data())
-    def load(self, data):
+    @rule(data=st.data(), anew=st.booleans())
+    def load(self, data, anew):
         which = data.draw(st.sampled_from([0, 1, 1]), label="engine")
-        snapshot, saved = data.draw(st.sampled_from(self.snapshots), label="snapshot")
-        options = self.options(data)
-        try:
-            request = self.engines[which].load(snapshot, **options)
-        except _core.InvalidArgument as error:
-            assert "can never fit" in str(error)
-            return
-        results = {i: Result(r.tokens, r.logprobs, r.reason) for i, r in saved.results.items()}
-        asked = Asked(saved.prompt, saved.form, saved.seed, saved.max_tokens, results)
-        asked.dropped = set(saved.dropped)
-        self.note(which, request, asked, options)
+        saved = data.draw(st.sampled_from(self.snapshots), label="snapshot")
+        asked, params = copy.deepcopy(saved.asked), None
+        if asked is None or (anew and saved.tokens is not None):
+            if len(saved.tokens) >= LENGTH:
+                return
+            asked, params = self.draw_request(data, saved.tokens)
+        load = functools.partial(self.engines[which].load, saved.snapshot, params)
+        self.start_request(which, asked, self.options(data), load)
+        TOTALS["loads"] += 1
 
-    @rule(which=st.sampled_from([0, 0, 1]), count=st.integers(1, 6))
+    @rule(which=st.sampled_from([0, 0, 1]), count=st.integers(1, 16))
     def steps(self, which, count):
         for _ in range(count):
             self.step(which)
 
-    def tokens_of(self, engine, request, index):
-        try:
-            return engine.tokens(request, index)
-        except _core.InvalidArgument:
-            return None
+    def pick_sequence(self, data, engine, request):
+        """(index, its tokens) of one that can be gone on from; (-1, None) where there is none."""
+        known = {}
+        for index in range(4):
+            with contextlib.suppress(_core.InvalidArgument):
+                known[index] = engine.tokens(request, index)
+        if not known:
+            return -1, None
+        index = data.draw(st.sampled_from(sorted(known)), label="index")
+        return index, known[index]
 
     def step(self, which):
+        TOTALS["steps"] += 1
         for update in self.engines[which].step():
             asked = self.asked[which][update.request_id]
             asked.results.setdefault(update.index, Result()).take(update)
@@ -265,10 +351,11 @@ class EngineMachine(RuleBasedStateMachine):
         got, wanted = asked.results[update.index], asked.expected(update.index)
         if update.explanation is not None:
             # What others hold leaves it too little; a ranked group tells of what it had.
-            if "best_of" not in FORMS[asked.form] and "beam_width" not in FORMS[asked.form]:
+            if not asked.is_ranked:
                 assert got.tokens == wanted.tokens[: len(got.tokens)]
             return
         assert got == wanted, (asked, update.index)
+        TOTALS["sequences compared"] += 1
 
     def forget_finished(self, which, request):
         """Drops what is neither live nor held."""
@@ -295,14 +382,33 @@ class EngineMachine(RuleBasedStateMachine):
             for request in list(self.asked[which]):
                 engine.release(request)
             stats = engine.stats()
+            for kind in COUNTED:
+                TOTALS[kind] += getattr(stats, kind)
             assert (stats.used_blocks, stats.used_host_blocks, stats.num_held) == (0, 0, 0)
             assert engine.verify() == []
 
 
-TestEngineMachine = EngineMachine.TestCase
-TestEngineMachine.settings = settings(
-    max_examples=int(os.environ.get("PAGEDCORE_MACHINE_EXAMPLES", 25)),
-    stateful_step_count=int(os.environ.get("PAGEDCORE_MACHINE_STEPS", 40)),
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+COUNTED = [
+    "num_tail_preemptions",
+    "num_recompute_preemptions",
+    "num_swap_preemptions",
+    "num_recomputed_tokens",
+    "num_swapped_out_blocks",
+    "num_swapped_in_blocks",
+    "num_copied_blocks",
+    "num_prefix_hit_tokens",
+]
+
+
+def test_no_mix_of_calls_changes_an_answer_or_loses_a_block():
+    runs = settings(
+        max_examples=EXAMPLES,
+        stateful_step_count=OPERATIONS,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    run_state_machine_as_test(EngineMachine, settings=runs)
+    for what, count in sorted(TOTALS.items()):
+        print(f"{what:<28} {count:>9,}")
+    if EXAMPLES >= 200:
+        assert all(TOTALS[kind] > 0 for kind in COUNTED)

@@ -1,11 +1,10 @@
 """Hold, fork, save and load of requests that own several sequences: samples, best_of, beams."""
 
-import copy
 import random
 import struct
 
 import pytest
-from support.tiny_models import collect, make_engine, run, tiny_llama
+from support.tiny_models import clone, collect, make_engine, results, run, tiny_llama
 
 from pagedcore import _core
 
@@ -36,28 +35,6 @@ def step(engine, count, outputs=None):
         collect(outputs, engine.step())
         assert engine.verify() == []
     return outputs
-
-
-def results(outputs, request):
-    """All that a request reported, of each of its sequences."""
-    return {
-        index: (
-            o.tokens,
-            o.logprobs,
-            o.prompt_logprobs,
-            o.reason,
-            o.update.cumulative_logprob,
-            o.update.score,
-        )
-        for (owner, index), o in outputs.items()
-        if owner == request
-    }
-
-
-def clone(output):
-    other = copy.copy(output)
-    other.tokens, other.logprobs = output.tokens[:], output.logprobs[:]
-    return other
 
 
 def whole(prompt, **options):

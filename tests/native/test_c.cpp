@@ -73,7 +73,7 @@ std::vector<TokenId> generate_in_cpp(const ModelConfig& model, const Weights& we
 
 std::vector<TokenId> generate_in_c(pagedcore_engine* engine, const pagedcore_options* sampling) {
   std::int64_t id = -1;
-  CHECK(pagedcore_add_request(engine, kPrompt.data(), kPrompt.size(), sampling, &id) ==
+  CHECK(pagedcore_add_request(engine, kPrompt.data(), kPrompt.size(), sampling, nullptr, &id) ==
         PAGEDCORE_OK);
   std::vector<TokenId> tokens;
   std::int32_t unfinished = 1;
@@ -89,6 +89,35 @@ std::vector<TokenId> generate_in_c(pagedcore_engine* engine, const pagedcore_opt
     }
   }
   return tokens;
+}
+
+// Two requests of one tenant whose quota lets one run at a time: the later one first, by priority.
+void check_request_options(pagedcore_engine* engine, const pagedcore_options* sampling) {
+  pagedcore_options* request = make_options("request");
+  CHECK(pagedcore_options_set_text(request, "tenant", "anna") == PAGEDCORE_OK);
+  CHECK(pagedcore_set_tenant_quota(engine, "anna", 2) == PAGEDCORE_OK);
+  std::int64_t ids[2] = {-1, -1};
+  for (int i = 0; i < 2; ++i) {
+    set(request, "priority", 1 - i);
+    CHECK(pagedcore_add_request(engine, kPrompt.data(), kPrompt.size(), sampling, request,
+                                &ids[i]) == PAGEDCORE_OK);
+  }
+  std::vector<std::int64_t> ended;
+  while (ended.size() < 2) {
+    const pagedcore_update* updates = nullptr;
+    size_t num_updates = 0;
+    CHECK(pagedcore_step(engine, &updates, &num_updates) == PAGEDCORE_OK);
+    for (size_t i = 0; i < num_updates; ++i) {
+      if (updates[i].finish_reason != nullptr) ended.push_back(updates[i].request_id);
+    }
+  }
+  CHECK(ended[0] == ids[1] && ended[1] == ids[0]);
+  CHECK(pagedcore_set_tenant_quota(engine, "anna", 0) == PAGEDCORE_OK);
+  CHECK(pagedcore_set_tenant_quota(engine, "anna", -1) == PAGEDCORE_INVALID_ARGUMENT);
+  CHECK(pagedcore_add_request(engine, kPrompt.data(), 1, sampling, sampling, ids) ==
+        PAGEDCORE_INVALID_ARGUMENT);
+  CHECK(last_error_has("\"request\""));
+  pagedcore_options_destroy(request);
 }
 
 }  // namespace
@@ -107,11 +136,13 @@ int main() {
   CHECK(pagedcore_engine_create(model_options, tensors.data(), tensors.size(), "cpu", 1,
                                 engine_options, &engine) == PAGEDCORE_OK);
   CHECK(generate_in_c(engine, sampling) == generate_in_cpp(model, weights));
+  check_request_options(engine, sampling);
 
   std::int64_t id = -1;
-  CHECK(pagedcore_add_request(engine, nullptr, 0, sampling, &id) == PAGEDCORE_INVALID_ARGUMENT);
+  CHECK(pagedcore_add_request(engine, nullptr, 0, sampling, nullptr, &id) ==
+        PAGEDCORE_INVALID_ARGUMENT);
   CHECK(last_error_has("prompt must have at least one token"));
-  CHECK(pagedcore_add_request(engine, kPrompt.data(), 1, engine_options, &id) ==
+  CHECK(pagedcore_add_request(engine, kPrompt.data(), 1, engine_options, nullptr, &id) ==
         PAGEDCORE_INVALID_ARGUMENT);
   CHECK(last_error_has("\"sampling\""));
   CHECK(pagedcore_options_set_number(sampling, "temprature", 1) == PAGEDCORE_INVALID_ARGUMENT);

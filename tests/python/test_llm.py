@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from support.served import GREEDY, PROMPTS, assert_idle, one, texts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pagedcore import LLM, SHIPPED_MODEL, InvalidArgument, SamplingParams
+from pagedcore import LLM, SHIPPED_MODEL, InvalidArgument, QueueFull, SamplingParams
 
 
 def test_greedy_text_is_that_of_transformers():
@@ -57,6 +57,84 @@ def test_a_batch_gives_the_texts_that_each_prompt_gives_alone(llm):
     alone = [llm.generate(p, s, use_tqdm=False)[0] for p, s in zip(PROMPTS, params)]
     assert texts(together) == texts(alone)
     assert len(set(texts(together))) == 3
+
+
+def test_prompts_run_in_the_order_of_their_priorities():
+    llm = LLM(SHIPPED_MODEL, num_blocks=64, num_threads=1, max_num_seqs=1)
+    alone = texts(llm.generate(PROMPTS, GREEDY, use_tqdm=False))
+    outputs = llm.generate(PROMPTS, GREEDY, priority=[2, 1, np.int64(0)], use_tqdm=False)
+    assert texts(outputs) == alone
+    waited = [output.metrics.queue_us for output in outputs]
+    assert waited[2] < waited[1] < waited[0]
+
+
+def test_the_prompts_of_a_tenant_wait_for_its_quota_and_others_pass():
+    llm = LLM(SHIPPED_MODEL, num_blocks=64, num_threads=1)
+    llm.set_tenant_quota("a", 4)  # blocks of 16 tokens: room for one prompt of 40 and its output
+    prompts = [[token] * 40 for token in (5, 6, 7)]
+    outputs = llm.generate(prompts, GREEDY, tenant=["a", "a", "b"], use_tqdm=False)
+    waited = [output.metrics.queue_us for output in outputs]
+    first_token = [output.metrics.first_token_us for output in outputs]
+    assert waited[1] > first_token[0] and waited[2] < first_token[0]
+    llm.set_tenant_quota("a", 0)
+    again = llm.generate(prompts, GREEDY, tenant="a", use_tqdm=False)
+    assert texts(again) == texts(outputs)
+    assert max(output.metrics.queue_us for output in again) < again[0].metrics.first_token_us
+    assert_idle(llm)
+
+
+def test_prompts_reuse_only_the_kv_of_those_with_their_salt():
+    llm = LLM(SHIPPED_MODEL, num_blocks=64, num_threads=1)
+    prompt = [PROMPTS[0] * 8]
+    for salt, is_hit in [("a", False), ("b", False), ("a", True), ("", False)]:
+        (output,) = llm.generate(prompt, GREEDY, cache_salt=salt, use_tqdm=False)
+        assert (output.metrics.num_cached_tokens > 0) == is_hit
+
+
+def test_streams_and_chats_are_queued_like_prompts():
+    llm = LLM(SHIPPED_MODEL, num_blocks=64, num_threads=1)
+    llm.set_tenant_quota("a", 1)
+    question = [{"role": "user", "content": "Tell me about a fox. " * 8}]
+    calls = [
+        lambda: llm.stream(messages=question, tenant="a"),
+        lambda: llm.chat(question, tenant="a", use_tqdm=False),
+        lambda: llm.generate(PROMPTS[0] * 8, tenant="a", use_tqdm=False),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidArgument, match="the quota of tenant 'a' is 1"):
+            call()
+    first, second = (llm.stream(PROMPTS[i], GREEDY, priority=1 - i) for i in range(2))
+    texts_of = {"".join(second), "".join(first)}
+    assert len(texts_of) == 2
+    (answer,) = llm.chat(question, GREEDY, priority=3, cache_salt="s", use_tqdm=False)
+    assert answer.outputs[0].text
+    assert_idle(llm)
+
+
+def test_a_full_queue_refuses_a_call_whole():
+    llm = LLM(SHIPPED_MODEL, num_blocks=64, num_threads=1, max_waiting=2)
+    with pytest.raises(QueueFull, match="max_waiting is 2"):
+        llm.generate(PROMPTS, GREEDY, use_tqdm=False)
+    assert_idle(llm)
+    assert len(llm.generate(PROMPTS[:2], GREEDY, use_tqdm=False)) == 2
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"priority": [1, 2]}, r"priority must be one or as many as prompts \(3\), got 2"),
+        ({"priority": [1, 2, 0.5]}, r"priority\[2\] must be a whole number, got 0.5"),
+        ({"priority": 2**31}, "priority must be from"),
+        ({"priority": None}, "priority must be a whole number"),
+        ({"tenant": ["a", "b", 3]}, r"tenant\[2\] must be a text, got 3"),
+        ({"cache_salt": b"salt"}, "cache_salt must be"),
+    ],
+    ids=str,
+)
+def test_a_wrong_option_starts_no_prompt(llm, options, message):
+    with pytest.raises(InvalidArgument, match=message):
+        llm.generate(PROMPTS, GREEDY, use_tqdm=False, **options)
+    assert_idle(llm)
 
 
 def test_no_parameters_means_those_that_the_checkpoint_suggests(llm):

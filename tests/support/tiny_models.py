@@ -1,5 +1,7 @@
 """Random models small enough for a test, and engines over them."""
 
+import copy
+
 import numpy as np
 
 from pagedcore import _core
@@ -95,6 +97,29 @@ def collect(outputs, updates):
         output.logprobs += update.logprobs or []
         output.prompt_logprobs = output.prompt_logprobs or update.prompt_logprobs
         output.reason, output.update = update.finish_reason, update
+
+
+def results(outputs, request):
+    """All that a request reported, of each of its sequences."""
+    return {
+        index: (
+            o.tokens,
+            o.logprobs,
+            o.prompt_logprobs,
+            o.reason,
+            o.update.cumulative_logprob,
+            o.update.score,
+        )
+        for (owner, index), o in outputs.items()
+        if owner == request
+    }
+
+
+def clone(output):
+    """What a sequence had come to, to be gone on with apart."""
+    other = copy.copy(output)
+    other.tokens, other.logprobs = output.tokens[:], output.logprobs[:]
+    return other
 
 
 def generate(engine, prompts, params):

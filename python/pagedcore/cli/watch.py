@@ -217,7 +217,7 @@ def _figures(stats: _core.Stats, before: _core.Stats, seconds: float) -> list[st
         f"[bold]{stats.num_preempted:,}[/] preempted",
         f"[bold]{num_preemptions(stats):,}[/] preemptions",
         f"[bold]{stats.used_blocks / stats.num_blocks:.1%}[/] of the KV cache in use",
-        f"[bold]{stats.waste:.1%}[/] of that without a token",
+        f"[bold]{stats.reserved_slots:,}[/] slots without a token, {stats.waste:.1%} of that",
         f"[bold]{stats.shared_savings:.1%}[/] saved by sharing",
         f"[bold]{hits:.1%}[/] of prompt tokens found in the cache",
     ]
