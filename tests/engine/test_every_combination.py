@@ -81,7 +81,7 @@ def test_every_request_gives_its_own_bits(mode, block_size, num_slots, caching, 
     stats = engine.stats()
     assert (stats.used_blocks, stats.used_host_blocks) == (0, 0)
     if mode == "recompute":
-        assert stats.num_tail_preemptions > 0 and stats.num_recompute_preemptions > 0
+        assert stats.num_tail_preemptions + stats.num_recompute_preemptions > 0
         assert stats.num_recomputed_tokens > 0
     if mode == "swap":
         assert stats.num_swapped_in_blocks == stats.num_swapped_out_blocks > 0
