@@ -8,6 +8,7 @@ Peers are torch's own kernels on the same data. Run: python bench/bench_cuda_ops
 import argparse
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -260,14 +261,17 @@ def main():
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     ops = Ops(find_library())
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
+    driver = subprocess.run(
+        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+    ).stdout.split()
     about = {
         "device": torch.cuda.get_device_name(),
         "backend": ops.description,
         "torch": torch.__version__,
-        "commit": commit,
+        "driver": driver[0],
+        "commit": os.environ.get("COMMIT", ""),
     }
     print(json.dumps(about), flush=True)
     measure_limits()

@@ -17,6 +17,9 @@ print(*glob.glob(list(nvidia.__path__)[0] + "/cu13/lib/libcublasLt.so.13"))' 2>/
 capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)
 [ "$capability" = 90 ] && capability=90a
 nvidia-smi --query-gpu=name,driver_version,clocks.sm,memory.total --format=csv,noheader
+# Of the tree that is measured; to be given where there is no repository.
+export COMMIT=${COMMIT:-$(git rev-parse --short HEAD 2>/dev/null)}
+driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -1)
 
 # limited SECONDS COMMAND...: stopped at its limit, or at the whole run's.
 limited() {
@@ -58,8 +61,11 @@ a = torch.randn(1 << 28, device="cuda"); b = torch.empty_like(a); b.copy_(a)
 start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 start.record(); [b.copy_(a) for _ in range(8)]; end.record(); end.synchronize()
 print(8 * 8 * a.numel() / start.elapsed_time(end) / 1e9)')
-      for model in 1b 8b; do limited 60 "$build"/bench/bench_cuda_step $model "$copy"; done |
-        tee "$out/cuda_step.jsonl" ;;
+      {
+        echo "{\"bench\": \"cuda_step\", \"driver\": \"$driver\", \"commit\": \"$COMMIT\"," \
+          "\"copy_tb_per_s\": $copy}"
+        for model in 1b 8b; do limited 60 "$build"/bench/bench_cuda_step $model "$copy"; done
+      } | tee "$out/cuda_step.jsonl" ;;
     ops) limited 110 python3 bench/bench_cuda_ops.py | tee "$out/cuda_ops.jsonl" |
       sed -E 's/[{}"]|bench: cuda_ops, name: //g' | cut -c1-110 ;;
     profile) limited 40 python3 bench/bench_cuda_serve.py profile \
@@ -68,12 +74,14 @@ print(8 * 8 * a.numel() / start.elapsed_time(end) / 1e9)')
     peer) limited 90 python3 bench/bench_cuda_serve.py transformers --out "$out/cuda_serve.jsonl" \
       2>&1 | grep -vE "Warning|^$" | tail -12 ;;
     sanitize)
+      # A process a test: what racecheck notes down takes long to look through at the end.
+      python3 -m pytest tests/cuda -q --collect-only -k sanitized | grep :: >"$out/sanitized.txt"
       for tool in memcheck racecheck; do
-        limited 100 compute-sanitizer --tool $tool --error-exitcode 9 --print-limit 20 \
-          python3 -m pytest tests/cuda -q -x -k sanitized 2>&1
+        limited 170 xargs -a "$out/sanitized.txt" -P 8 -I TEST compute-sanitizer --tool $tool \
+          --error-exitcode 9 --print-limit 20 python3 -m pytest -q -p no:cacheprovider TEST 2>&1
         echo "$tool: exit $?"
       done >"$out/sanitize.log"
-      grep -E "SUMMARY|passed|failed|stopped|exit" "$out/sanitize.log" ;;
+      grep -E "SUMMARY|passed|failed|stopped|exit" "$out/sanitize.log" | sort | uniq -c ;;
   esac
   echo "-- $part: $((SECONDS - begin)) s"
 done

@@ -247,10 +247,7 @@ void check_sample_row(const SampleRow& row, const SampleParams& params) {
   for (TokenId token : row.banned) check_token("banned", token);
 }
 
-}  // namespace
-
-void Backend::sample(const SampleParams& params) {
-  if (params.samples.empty()) return;
+void check_sample(const Backend& backend, const SampleParams& params) {
   require_positive("sample", "num_rows", params.num_rows);
   require_positive("sample", "vocab_size", params.vocab_size);
   require_data("sample", "logits", params.logits);
@@ -260,11 +257,24 @@ void Backend::sample(const SampleParams& params) {
                     count, " tokens, got ", outputs.tokens.size());
   require_data("sample", "workspace", params.workspace);
   const std::int64_t needed =
-      sample_workspace_bytes(params.vocab_size, static_cast<std::int32_t>(count));
+      backend.sample_workspace_bytes(params.vocab_size, static_cast<std::int32_t>(count));
   PAGEDCORE_REQUIRE(params.workspace_bytes >= needed, "sample: workspace_bytes must be at least ",
                     needed, ", got ", params.workspace_bytes);
   for (const SampleRow& row : params.samples) check_sample_row(row, params);
+}
+
+}  // namespace
+
+void Backend::sample(const SampleParams& params) {
+  if (params.samples.empty()) return;
+  check_sample(*this, params);
   do_sample(params);
+}
+
+void Backend::start_sampling(const SampleParams& params) {
+  if (params.samples.empty()) return;
+  check_sample(*this, params);
+  do_start_sampling(params);
 }
 
 void Backend::copy_blocks(const KvCacheView& cache, std::span<const BlockCopy> copies) {

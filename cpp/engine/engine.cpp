@@ -101,6 +101,7 @@ void Engine::finish_sequence(RequestId request_id, std::int32_t index) {
 RequestId Engine::fork(RequestId request_id, std::int32_t index,
                        std::optional<std::int32_t> at_token, const SamplingParams& params,
                        std::span<const TokenId> more_tokens, const RequestOptions& options) {
+  impl_->retract();
   return impl_->fork(request_id, index, at_token, params, more_tokens, options);
 }
 
@@ -118,6 +119,7 @@ std::vector<std::byte> Engine::save(RequestId request_id, std::optional<std::int
 
 RequestId Engine::load(std::span<const std::byte> snapshot, const SamplingParams* params,
                        const RequestOptions& options) {
+  impl_->retract();
   return impl_->load(snapshot, params, options);
 }
 

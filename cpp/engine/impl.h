@@ -82,6 +82,8 @@ struct Engine::Impl {
 
   // step.cpp
   std::span<const SequenceUpdate> step();
+  // Plans a step and starts it; gives the time at which the device took over.
+  Clock::time_point start_step();
   void note_preemptions(const StepPlan& plan);
   void reserve_to_take(const StepPlan& plan);
   void reserve_siblings(RequestState& request, Sequence& sequence);
@@ -93,7 +95,13 @@ struct Engine::Impl {
   void note_span(RequestState& request, const Span& span);
   std::int32_t add_samples(SequenceState& state, std::int32_t logit_row);
   void move_blocks(const StepPlan& plan);
-  void compute();
+  void compute(bool follows_samples);
+  void finish_computing();
+  bool may_look_ahead() const;
+  void look_ahead();
+  void retract();
+  void give_up();
+  void leave_lane(const SequenceState& state);
   void compute_prompt_logprobs(std::int32_t first_row);
   void take_tokens();
   void take_from_target(const Target& target);
@@ -144,6 +152,9 @@ struct Engine::Impl {
   std::vector<Target> targets;    // those without a lane
   std::vector<PromptRows> prompt_rows;
   std::int32_t num_sampled_rows = 0;  // of logits; those of prompt_rows follow
+  const StepPlan* plan = nullptr;     // the scheduler's last
+  // The next step runs already, planned before this one's tokens were known; see look_ahead().
+  bool is_ahead = false;
   ForwardBatch staged;
   const float* logits = nullptr;
   Clock::time_point now;

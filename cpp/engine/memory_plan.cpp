@@ -71,7 +71,10 @@ MemoryPlan make_memory_plan(const ModelConfig& model, const Weights& weights,
   plan.workspace_bytes = Decoder::workspace_bytes(model, weights, backend, decoder_limits(config)) +
                          backend.sample_workspace_bytes(model.vocab_size, config.max_num_seqs) +
                          backend.step_bytes(step_limits(model, weights, backend, config));
-  plan.block_bytes = kv_layout(model, config, Decoder::weight_dtype(model, weights)).block_bytes();
+  const KvCacheView kv = kv_layout(model, config, Decoder::weight_dtype(model, weights));
+  PAGEDCORE_REQUIRE(backend.is_host() || kv.dtype != DType::kInt8,
+                    "kv_dtype int8 runs on the CPU only, got ", backend.description());
+  plan.block_bytes = kv.block_bytes();
   plan.num_blocks = choose_num_blocks(config, plan.block_bytes);
   plan.kv_cache_bytes = plan.num_blocks * plan.block_bytes;
   PAGEDCORE_REQUIRE(plan.num_blocks <= std::int64_t{1} << 30,

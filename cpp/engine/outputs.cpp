@@ -93,6 +93,7 @@ void Engine::Impl::take_token(SequenceState& state, std::int32_t sample) {
 
 void Engine::Impl::finish(SequenceState& state, FinishReason reason, TokenId stop_token) {
   Sequence& sequence = *state.sequence;
+  leave_lane(state);
   const bool has_kv = sequence.index() >= 0 && !sequence.is_rebuilding();
   if (state.request->is_held && has_kv) {
     scheduler.hold(sequence);

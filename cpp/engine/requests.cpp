@@ -155,7 +155,10 @@ void Engine::Impl::abort(RequestId id) {
   if (found == requests.end()) return;
   RequestState& request = *found->second;
   scheduler.abort(id);
-  for (const auto& state : request.sequences) state->sequence = nullptr;
+  for (const auto& state : request.sequences) {
+    leave_lane(*state);
+    state->sequence = nullptr;
+  }
   end_request(request);
 }
 

@@ -22,7 +22,7 @@ void SampleBatch::reserve_top(std::int32_t num_top) {
   max_top_ = num_top;
 }
 
-void SampleBatch::run(const float* logits, std::int32_t num_rows) {
+SampleParams SampleBatch::params(const float* logits, std::int32_t num_rows) {
   SampleParams params;
   params.logits = logits;
   params.num_rows = num_rows;
@@ -36,7 +36,7 @@ void SampleBatch::run(const float* logits, std::int32_t num_rows) {
                     .top_logprobs = top_logprobs_};
   params.workspace = workspace_.data();
   params.workspace_bytes = workspace_.bytes();
-  backend_.sample(params);
+  return params;
 }
 
 void SampleBatch::write_logprobs(std::int32_t sample, std::span<TokenLogprob> entries) const {

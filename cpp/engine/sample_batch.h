@@ -41,7 +41,18 @@ class SampleBatch {
   std::int64_t position(std::int32_t sample) const { return rows_[sample].position; }
 
   // Samples all rows from logits [num_rows, vocab_size].
-  void run(const float* logits, std::int32_t num_rows);
+  void run(const float* logits, std::int32_t num_rows) {
+    backend_.sample(params(logits, num_rows));
+  }
+  // The same in two halves: rows may change in between, outputs are there after finish().
+  void start(const float* logits, std::int32_t num_rows) {
+    backend_.start_sampling(params(logits, num_rows));
+  }
+  void finish() { backend_.finish_sampling(); }
+  // Waits for all that was started, whose outputs nobody wants.
+  void drop_started() {
+    for (int i = 0; i < 2; ++i) backend_.finish_sampling();
+  }
 
   TokenId token(std::int32_t sample) const { return tokens_[sample]; }
   std::span<const TokenId> tokens(std::int32_t sample, std::int32_t count = 1) const {
@@ -58,6 +69,8 @@ class SampleBatch {
   void write_logprobs(std::int32_t sample, std::span<TokenLogprob> entries) const;
 
  private:
+  SampleParams params(const float* logits, std::int32_t num_rows);
+
   Backend& backend_;
   std::int64_t vocab_size_;
   std::int32_t max_samples_;

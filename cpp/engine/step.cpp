@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <utility>
 
 #include "cpp/engine/impl.h"
 #include "cpp/engine/memory_plan.h"
@@ -49,26 +50,24 @@ std::span<const SequenceUpdate> Engine::Impl::step() {
   updates.clear();
   logprob_entries.clear();
   ended.clear();
-  const StepPlan& plan = scheduler.schedule();
   Clock::time_point begin = now;
   Clock::time_point end = now;
+  if (is_ahead && std::ranges::none_of(lanes, &DecodeLane::sequence)) retract();
   try {
-    note_preemptions(plan);
-    build(plan);
-    reserve_to_take(plan);
-    begin = Clock::now();
-    move_blocks(plan);
-    compute();
+    if (!std::exchange(is_ahead, false)) begin = start_step();
+    if (may_look_ahead()) look_ahead();
+    finish_computing();
     end = Clock::now();
   } catch (...) {
-    lanes.clear();
-    scheduler.abandon();
+    give_up();
     throw;
   }
   counters.step_device_us = microseconds_between(begin, end);
-  measure_costs(plan);
-  scheduler.commit();
-  end_exceeding(plan);
+  measure_costs(*plan);
+  if (!is_ahead) {
+    scheduler.commit();
+    end_exceeding(*plan);
+  }
   take_tokens();
 
   ++counters.num_steps;
@@ -77,6 +76,70 @@ std::span<const SequenceUpdate> Engine::Impl::step() {
   counters.total_device_us += counters.step_device_us;
   counters.total_host_us += counters.step_host_us;
   return updates.all();
+}
+
+Clock::time_point Engine::Impl::start_step() {
+  plan = nullptr;
+  plan = &scheduler.schedule();
+  note_preemptions(*plan);
+  build(*plan);
+  reserve_to_take(*plan);
+  const Clock::time_point begin = Clock::now();
+  move_blocks(*plan);
+  compute(false);
+  return begin;
+}
+
+// Where all sequences surely go on but for a stop token, the next step is planned and started while
+// this one runs: its tokens pass from one to the other on the device. What a sequence computes that
+// turns out to have ended is not looked at.
+bool Engine::Impl::may_look_ahead() const {
+  if (!backend->is_asynchronous() || lanes.empty()) return false;
+  if (!targets.empty() || !prompt_rows.empty()) return false;
+  const auto goes_on = [&](const DecodeLane& lane) {
+    return lane.sequence != nullptr && samples.position(lane.sample) < lane.last_position;
+  };
+  return scheduler.goes_on() && std::ranges::all_of(lanes, goes_on);
+}
+
+void Engine::Impl::look_ahead() {
+  scheduler.commit();
+  plan = nullptr;
+  is_ahead = true;
+  for (const DecodeLane& lane : lanes) scheduler.append_token(*lane.sequence, kPendingToken);
+  plan = &scheduler.schedule();
+  build(*plan);
+  const bool all_repeat = targets.empty() && plan->spans.size() == lanes.size();
+  PAGEDCORE_CHECK(all_repeat, plan->spans.size(), " spans after ", lanes.size());
+  move_blocks(*plan);
+  compute(true);
+}
+
+// Drops the step that runs ahead; what it computed will be computed again.
+void Engine::Impl::retract() {
+  if (!std::exchange(is_ahead, false)) return;
+  lanes.clear();
+  scheduler.retract();
+  samples.drop_started();
+}
+
+// After a failure: no token of the steps that run is taken.
+void Engine::Impl::give_up() {
+  if (std::exchange(is_ahead, false)) {
+    for (const DecodeLane& lane : lanes) {
+      if (lane.sequence != nullptr) scheduler.drop_pending(*lane.sequence);
+    }
+  }
+  lanes.clear();
+  if (plan != nullptr) scheduler.abandon();
+  samples.drop_started();
+}
+
+// A sequence ends: the step that runs ahead has no token for it.
+void Engine::Impl::leave_lane(const SequenceState& state) {
+  if (!is_ahead) return;
+  const auto lane = std::ranges::find(lanes, &state, &DecodeLane::state);
+  if (lane != lanes.end()) *lane = {};
 }
 
 void Engine::Impl::note_preemptions(const StepPlan& plan) {
@@ -254,12 +317,17 @@ void Engine::Impl::move_blocks(const StepPlan& plan) {
   backend->copy_blocks(cache, plan.copies);
 }
 
-void Engine::Impl::compute() {
-  const ForwardBatch host_batch = batch.finish();
+void Engine::Impl::compute(bool follows_samples) {
+  ForwardBatch host_batch = batch.finish();
   if (host_batch.num_tokens == 0) return;
+  host_batch.follows_samples = follows_samples;
   staged = backend->stage(host_batch);
   backend->run(staged, [this] { logits = decoder.forward(staged, cache); });
-  samples.run(logits, num_sampled_rows);
+  samples.start(logits, num_sampled_rows);
+}
+
+void Engine::Impl::finish_computing() {
+  samples.finish();
   if (!prompt_rows.empty()) compute_prompt_logprobs(num_sampled_rows);
 }
 
@@ -320,7 +388,8 @@ void Engine::Impl::take_from_target(const Target& target) {
 void Engine::Impl::take_from_lane(DecodeLane& lane) {
   const TokenId token = samples.token(lane.sample);
   const bool may_stop = (lane.stop_filter >> (token & 63) & 1) != 0;
-  if (may_stop || samples.position(lane.sample) >= lane.last_position) {
+  const bool is_last = !is_ahead && samples.position(lane.sample) >= lane.last_position;
+  if (may_stop || is_last) {
     return take_token(*lane.state, lane.sample);
   }
   scheduler.append_token(*lane.sequence, token);

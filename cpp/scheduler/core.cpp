@@ -341,9 +341,14 @@ std::unique_ptr<Sequence> SchedulerCore::detach(Sequence& sequence) {
   return detached;
 }
 
+void SchedulerCore::drop_span(const Sequence& sequence) {
+  if (!plan_is_open_) return;
+  std::erase_if(plan_.spans, [&](const Span& span) { return span.sequence == &sequence; });
+}
+
 std::vector<TokenId> SchedulerCore::finish(Sequence& sequence) {
-  PAGEDCORE_REQUIRE(!plan_is_open_, "finish: the last plan is not committed");
   SequenceGroup& group = *sequence.group_;
+  drop_span(sequence);
   const std::unique_ptr<Sequence> detached = detach(sequence);
   release_blocks(*detached, true);
   sequences_.erase(detached->id_);
@@ -352,11 +357,11 @@ std::vector<TokenId> SchedulerCore::finish(Sequence& sequence) {
 }
 
 void SchedulerCore::hold(Sequence& sequence) {
-  PAGEDCORE_REQUIRE(!plan_is_open_, "hold: the last plan is not committed");
   PAGEDCORE_REQUIRE(sequence.row_ >= 0 && sequence.waits_for_ == nullptr, "hold: sequence ",
                     sequence.id_, " is not running");
   SequenceGroup& group = *sequence.group_;
   reserve_more(group.held_, 1);
+  drop_span(sequence);
   group.held_.push_back(detach(sequence));
   give_row_back(sequence);
   sequence.drop_host_tail();

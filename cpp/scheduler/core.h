@@ -30,7 +30,15 @@ class SchedulerCore {
   const StepPlan& schedule();
   void commit();
   void abandon();
-  void append_token(Sequence& sequence, TokenId token) { sequence.tokens_.push_back(token); }
+  void retract();
+  bool goes_on() const;
+  void append_token(Sequence& sequence, TokenId token) {
+    drop_pending(sequence);
+    sequence.tokens_.push_back(token);
+  }
+  void drop_pending(Sequence& sequence) {
+    if (sequence.tokens_.back() == kPendingToken) sequence.tokens_.pop_back();
+  }
   Sequence& fork(Sequence& sequence, std::int32_t num_tokens);
   void reserve_forks(Sequence& sequence, std::int32_t count);
   std::vector<TokenId> finish(Sequence& sequence);
@@ -72,6 +80,8 @@ class SchedulerCore {
   // Takes a sequence out of its group's live ones; siblings that waited for it start again.
   std::unique_ptr<Sequence> detach(Sequence& sequence);
   void end_group(SequenceGroup& group);
+  // Takes a sequence that ends out of the plan, if one is open.
+  void drop_span(const Sequence& sequence);
   void drop_spare(SequenceGroup& group);
   void erase_if_empty(SequenceGroup& group);
   void set_waits_with_blocks(SequenceGroup& group, bool waits_with_blocks);

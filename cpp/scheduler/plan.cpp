@@ -74,6 +74,21 @@ void SchedulerCore::commit() {
   counters_.copied_blocks += std::ssize(plan_.copies);
 }
 
+void SchedulerCore::retract() {
+  PAGEDCORE_REQUIRE(plan_is_open_, "retract: there is no plan to retract");
+  plan_is_open_ = false;
+  plan_.spans.clear();
+  kv_->end_step();
+}
+
+bool SchedulerCore::goes_on() const {
+  const auto num_spans = static_cast<std::int32_t>(plan_.spans.size());
+  return plan_is_open_ && num_spans == num_running_seqs_ && num_partial_ == 0 && resumed_.empty() &&
+         waiting_.empty() && quotas_.empty() && plan_.capacity_exceeded.empty() &&
+         num_spans <= config_.max_num_batched_tokens &&
+         num_spans <= kv_->allocator().num_available();
+}
+
 void SchedulerCore::plan_span(Sequence& sequence, std::int32_t num_tokens) {
   const std::int32_t num_computed = sequence.num_computed_;
   const std::int32_t first_changed_block = sequence.first_changed_block_;

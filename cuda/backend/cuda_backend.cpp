@@ -113,12 +113,12 @@ std::int64_t CudaBackend::sample_workspace_bytes(std::int64_t vocab_size,
 }
 
 ForwardBatch CudaBackend::stage(const ForwardBatch& host_batch) {
-  return stage_.stage(host_batch, stream_);
+  return stage_.stage(host_batch, sampler_.tokens(), stream_);
 }
 
 void CudaBackend::run(const ForwardBatch& batch, const std::function<void()>& forward) {
   if (!stage_.inputs().padded) return forward();
-  graphs_.run(batch.num_tokens, forward, stream_);
+  graphs_.run({batch.num_tokens, stage_.inputs().max_items}, forward, stream_);
 }
 
 void* CudaBackend::allocate_host(std::int64_t bytes) {
@@ -266,9 +266,10 @@ void CudaBackend::do_paged_attention(const ForwardBatch& batch, const PagedAtten
                      .items = step.items,
                      .prefill = step.prefill,
                      .num_sms = properties_.multiProcessorCount,
-                     .sm_major = properties_.major};
+                     .sm_major = properties_.major,
+                     .max_shared_bytes = static_cast<int>(properties_.sharedMemPerBlockOptin)};
   if (!tensor_core_attention_serves(p)) return launch_simple_attention(args, stream_);
-  if (step.padded || step.num_items > 0) {
+  if (step.max_items > 0) {
     reserve_partials({.max_seqs = static_cast<std::int32_t>(stage_.max_seqs()),
                       .table_stride = stage_.table_stride(),
                       .block_size = p.cache.block_size,
@@ -277,10 +278,7 @@ void CudaBackend::do_paged_attention(const ForwardBatch& batch, const PagedAtten
     args.partial_out = partial_out_.as<float>();
     args.partial_max_sum = partial_max_sum_.as<float2>();
     args.arrivals = arrivals_.as<std::uint32_t>();
-    // A recorded launch serves later steps of as many sequences, whatever their lengths.
-    const bool recording = graphs_.mode() == StepGraphs::Mode::kRecord;
-    launch_decode_attention(
-        args, recording ? std::int64_t{batch.num_seqs} * kMaxSplits : step.num_items, stream_);
+    launch_decode_attention(args, step.max_items, stream_);
   }
   std::int64_t tiles = 0;
   for (const std::int32_t len : step.prefill_lens) tiles += prefill_tiles(p, len);
@@ -288,7 +286,12 @@ void CudaBackend::do_paged_attention(const ForwardBatch& batch, const PagedAtten
 }
 
 void CudaBackend::do_sample(const SampleParams& params) {
-  sampler_.sample(params, properties_.multiProcessorCount, stream_);
+  do_start_sampling(params);
+  finish_sampling();
+}
+
+void CudaBackend::do_start_sampling(const SampleParams& params) {
+  sampler_.start(params, properties_.multiProcessorCount, stream_);
 }
 
 void CudaBackend::do_copy_blocks(const KvCacheView& cache, std::span<const BlockCopy> copies) {

@@ -31,7 +31,9 @@ class CudaBackend final : public Backend {
   std::int64_t sample_workspace_bytes(std::int64_t vocab_size,
                                       std::int32_t max_samples) const override;
   ForwardBatch stage(const ForwardBatch& host_batch) override;
+  bool is_asynchronous() const override { return true; }
   void run(const ForwardBatch& batch, const std::function<void()>& forward) override;
+  void finish_sampling() override { sampler_.finish(); }
   void* allocate_host(std::int64_t bytes) override;
   void free_host(void* data) noexcept override;
 
@@ -45,6 +47,7 @@ class CudaBackend final : public Backend {
   void do_paged_attention(const ForwardBatch& batch, const PagedAttentionParams& params) override;
   void do_gated_activation(const GatedActivationParams& params) override;
   void do_sample(const SampleParams& params) override;
+  void do_start_sampling(const SampleParams& params) override;
   void do_copy_blocks(const KvCacheView& cache, std::span<const BlockCopy> copies) override;
   void do_swap_out(const KvCacheView& cache, void* host,
                    std::span<const BlockCopy> copies) override;

@@ -37,13 +37,19 @@ std::int64_t Sampler::workspace_bytes(std::int64_t vocab_size, std::int32_t max_
          static_cast<std::int64_t>(sizeof(float));
 }
 
-std::int64_t Sampler::device_bytes(std::int64_t max_samples) {
-  return padded(max_samples * static_cast<std::int64_t>(sizeof(SampleTask)));
+Sampler::Sampler(Backend& backend) : lists_(backend), tokens_(backend) {
+  for (Call& call : calls_) {
+    PAGEDCORE_CUDA_CHECK(cudaEventCreateWithFlags(call.done.put(), cudaEventDisableTiming));
+  }
 }
 
-void Sampler::reserve(std::int64_t max_samples) { inputs_.reserve(device_bytes(max_samples)); }
+std::int64_t Sampler::device_bytes(std::int64_t max_samples) {
+  return max_samples * static_cast<std::int64_t>(sizeof(TokenId));
+}
 
-void Sampler::sample(const SampleParams& params, int num_sms, cudaStream_t stream) {
+void Sampler::reserve(std::int64_t max_samples) { tokens_.reserve(device_bytes(max_samples)); }
+
+void Sampler::pack(const SampleParams& params) {
   tasks_.clear(), seen_.clear(), bias_.clear(), allowed_.clear(), banned_.clear();
   for (const SampleRow& row : params.samples) {
     PAGEDCORE_REQUIRE(row.num_top <= kMaxSortedTop, "num_top on CUDA must be at most ",
@@ -65,18 +71,11 @@ void Sampler::sample(const SampleParams& params, int num_sms, cudaStream_t strea
                       .allowed = append(allowed_, row.allowed),
                       .banned = append(banned_, row.banned)});
   }
-  const std::int64_t in_bytes =
-      bytes_of(tasks_) + bytes_of(seen_) + bytes_of(bias_) + bytes_of(allowed_) + bytes_of(banned_);
-  char* host = ring_.begin(in_bytes);
-  char* device = static_cast<char*>(inputs_.reserve(in_bytes));
-  std::int64_t offset = 0;
-  const auto put = [&]<typename T>(const std::vector<T>& list) {
-    if (!list.empty()) std::memcpy(host + offset, list.data(), list.size() * sizeof(T));
-    const T* result = reinterpret_cast<const T*>(device + offset);
-    offset += bytes_of(list);
-    return result;
-  };
+}
 
+void Sampler::start(const SampleParams& params, int num_sms, cudaStream_t stream) {
+  PAGEDCORE_CHECK(num_started_ < 2, num_started_);
+  pack(params);
   const auto count = static_cast<std::int64_t>(params.samples.size());
   const SampleOutputs& out = params.outputs;
   const std::int64_t stride = row_stride(params.vocab_size);
@@ -84,31 +83,65 @@ void Sampler::sample(const SampleParams& params, int num_sms, cudaStream_t strea
       {count, num_sms, params.workspace_bytes / (stride * std::int64_t{sizeof(float)})});
   PAGEDCORE_REQUIRE(slots >= 1, "sample: workspace_bytes must be at least ", stride * sizeof(float),
                     ", got ", params.workspace_bytes);
-  const std::int64_t out_bytes = count * (12 + std::int64_t{out.max_top} * 8);
-  // Pinned memory that the kernel writes itself: no copy to wait for.
-  char* results = static_cast<char*>(results_.reserve(out_bytes));
-  SampleArgs args{.logits = params.logits,
-                  .vocab_size = params.vocab_size,
-                  .num_samples = static_cast<std::int32_t>(count),
-                  .tasks = put(tasks_),
-                  .seen = put(seen_),
-                  .bias = put(bias_),
-                  .allowed = put(allowed_),
-                  .banned = put(banned_),
-                  .workspace = static_cast<float*>(params.workspace),
-                  .row_stride = stride,
-                  .num_slots = static_cast<std::int32_t>(slots),
-                  .tokens = reinterpret_cast<TokenId*>(results),
-                  .logprobs = reinterpret_cast<float*>(results + 4 * count),
-                  .ranks = reinterpret_cast<std::int32_t*>(results + 8 * count),
-                  .max_top = out.max_top,
-                  .top_tokens = reinterpret_cast<TokenId*>(results + 12 * count),
-                  .top_logprobs = reinterpret_cast<float*>(
-                      results + (12 + 4 * std::int64_t{out.max_top}) * count)};
-  ring_.submit(device, in_bytes, stream);
-  launch_sample(args, stream);
-  PAGEDCORE_CUDA_CHECK(cudaStreamSynchronize(stream));
 
+  Call& call = calls_[next_];
+  const std::int64_t task_bytes = bytes_of(tasks_);
+  const std::int64_t list_bytes =
+      bytes_of(seen_) + bytes_of(bias_) + bytes_of(allowed_) + bytes_of(banned_);
+  char* host = static_cast<char*>(call.inputs.reserve(task_bytes + list_bytes));
+  std::memcpy(host, tasks_.data(), tasks_.size() * sizeof(SampleTask));
+  char* lists = static_cast<char*>(lists_.reserve(list_bytes));
+  std::int64_t offset = 0;
+  const auto put = [&]<typename T>(const std::vector<T>& list) {
+    if (!list.empty()) {
+      std::memcpy(host + task_bytes + offset, list.data(), list.size() * sizeof(T));
+    }
+    const T* result = reinterpret_cast<const T*>(lists + offset);
+    offset += bytes_of(list);
+    return result;
+  };
+  char* results =
+      static_cast<char*>(call.results.reserve(count * (12 + std::int64_t{out.max_top} * 8)));
+  tokens_.reserve(device_bytes(count));
+  const SampleArgs args{.logits = params.logits,
+                        .vocab_size = params.vocab_size,
+                        .num_samples = static_cast<std::int32_t>(count),
+                        .tasks = reinterpret_cast<const SampleTask*>(host),
+                        .seen = put(seen_),
+                        .bias = put(bias_),
+                        .allowed = put(allowed_),
+                        .banned = put(banned_),
+                        .workspace = static_cast<float*>(params.workspace),
+                        .row_stride = stride,
+                        .num_slots = static_cast<std::int32_t>(slots),
+                        .device_tokens = tokens_.as<TokenId>(),
+                        .tokens = reinterpret_cast<TokenId*>(results),
+                        .logprobs = reinterpret_cast<float*>(results + 4 * count),
+                        .ranks = reinterpret_cast<std::int32_t*>(results + 8 * count),
+                        .max_top = out.max_top,
+                        .top_tokens = reinterpret_cast<TokenId*>(results + 12 * count),
+                        .top_logprobs = reinterpret_cast<float*>(
+                            results + (12 + 4 * std::int64_t{out.max_top}) * count)};
+  if (list_bytes > 0) {
+    PAGEDCORE_CUDA_CHECK(
+        cudaMemcpyAsync(lists, host + task_bytes, list_bytes, cudaMemcpyHostToDevice, stream));
+  }
+  launch_sample(args, stream);
+  PAGEDCORE_CUDA_CHECK(cudaEventRecord(call.done.get(), stream));
+  call.outputs = out;
+  call.num_samples = count;
+  next_ ^= 1;
+  ++num_started_;
+}
+
+void Sampler::finish() {
+  if (num_started_ == 0) return;
+  const Call& call = calls_[num_started_ == 2 ? next_ : next_ ^ 1];
+  --num_started_;
+  PAGEDCORE_CUDA_CHECK(cudaEventSynchronize(call.done.get()));
+  const char* results = call.results.as<char>();
+  const std::int64_t count = call.num_samples;
+  const SampleOutputs& out = call.outputs;
   const auto take = [&](auto span, std::int64_t at, std::int64_t n) {
     if (!span.empty()) std::memcpy(span.data(), results + at, n * 4);
   };

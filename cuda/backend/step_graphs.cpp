@@ -36,9 +36,9 @@ void StepGraphs::record(Entry& entry, const std::function<void()>& forward, cuda
   PAGEDCORE_CUDA_CHECK(error);
 }
 
-void StepGraphs::run(std::int32_t batch_size, const std::function<void()>& forward,
+void StepGraphs::run(const Shape& shape, const std::function<void()>& forward,
                      cudaStream_t stream) {
-  Entry& entry = entries_[batch_size];
+  Entry& entry = entries_[shape];
   if (entry.exec.get() != nullptr) {
     current_ = &entry;
     cursor_ = 0;

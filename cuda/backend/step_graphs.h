@@ -1,5 +1,6 @@
 #pragma once
 
+#include <compare>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -11,7 +12,7 @@
 
 namespace pagedcore::cuda {
 
-// Records the ops of decode steps as CUDA graphs, one a padded batch size, and replays them. A
+// Records the ops of decode steps as CUDA graphs, one a shape, and replays them. A
 // replay first calls the step's function with nothing launched, and confirms that it asks for the
 // same ops with the same parameters as when it was recorded: another model, cache or workspace can
 // never replay this one's.
@@ -21,11 +22,16 @@ class StepGraphs {
                           PagedAttentionParams, GatedActivationParams>;
   enum class Mode { kLaunch, kRecord, kCompare };
 
-  // Runs `forward` for `batch_size` rows: the first time as it is, the second time recording,
-  // then by replay.
-  void run(std::int32_t batch_size, const std::function<void()>& forward, cudaStream_t stream);
+  // What a launch may depend on beside its op.
+  struct Shape {
+    std::int32_t num_rows = 0;   // padded
+    std::int64_t max_items = 0;  // of decode attention
+    auto operator<=>(const Shape&) const = default;
+  };
 
-  Mode mode() const { return mode_; }
+  // Runs `forward` for a shape: the first time as it is, the second time recording, then by replay.
+  void run(const Shape& shape, const std::function<void()>& forward, cudaStream_t stream);
+
   // To be called with each op; tells whether the op is to be launched.
   bool admit(const Op& op);
 
@@ -37,7 +43,7 @@ class StepGraphs {
   };
   void record(Entry& entry, const std::function<void()>& forward, cudaStream_t stream);
 
-  std::map<std::int32_t, Entry> entries_;
+  std::map<Shape, Entry> entries_;
   Mode mode_ = Mode::kLaunch;
   Entry* current_ = nullptr;
   std::size_t cursor_ = 0;

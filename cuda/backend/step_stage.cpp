@@ -1,6 +1,7 @@
 #include "cuda/backend/step_stage.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <utility>
 
@@ -96,7 +97,8 @@ void StepStage::update_tables(const ForwardBatch& host, cudaStream_t stream) {
   }
 }
 
-ForwardBatch StepStage::stage(const ForwardBatch& host, cudaStream_t stream) {
+ForwardBatch StepStage::stage(const ForwardBatch& host, const TokenId* samples,
+                              cudaStream_t stream) {
   PAGEDCORE_CHECK(host.num_tokens <= max_tokens_ && host.num_seqs <= max_seqs_,
                   "reserve_steps() was called for fewer: ", host.num_tokens, " tokens, ",
                   host.num_seqs, " sequences");
@@ -140,9 +142,16 @@ ForwardBatch StepStage::stage(const ForwardBatch& host, cudaStream_t stream) {
       pack.add<std::int32_t>(prefill_.data(), header.num_prefill, header.num_prefill, 0);
   inputs_.items = pack.add<DecodeItem>(items.data(), header.num_items, header.num_items, {});
   pack.add<DecodeMember>(members.data(), members.size(), members.size(), {});
-  inputs_.num_items = header.num_items;
+  inputs_.max_items = header.num_items;
+  if (inputs_.padded)
+    inputs_.max_items = std::bit_ceil(static_cast<std::uint32_t>(header.num_items));
   PAGEDCORE_CHECK(pack.bytes() <= device_.bytes(), pack.bytes(), " of ", device_.bytes());
   inputs_ring_.submit(device_.as<char>(), pack.bytes(), stream);
+  if (host.follows_samples) {
+    PAGEDCORE_CUDA_CHECK(cudaMemcpyAsync(const_cast<TokenId*>(b.tokens), samples,
+                                         host.num_tokens * sizeof(TokenId),
+                                         cudaMemcpyDeviceToDevice, stream));
+  }
 
   b.block_tables = tables_.as<BlockId>();
   b.table_stride = table_stride_;

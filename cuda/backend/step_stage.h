@@ -16,7 +16,7 @@ struct StepInputs {
   const StepHeader* header = nullptr;
   const DecodeItem* items = nullptr;
   const std::int32_t* prefill = nullptr;  // sequences with more than one token
-  std::int64_t num_items = 0;
+  std::int64_t max_items = 0;  // at least as many as there are; of a padded step, a power of two
   std::vector<std::int32_t> prefill_lens;  // query_len of each of `prefill`
   bool padded = false;  // a decode step, laid out and padded so that a graph of it can be replayed
 };
@@ -31,7 +31,8 @@ class StepStage {
   // Device memory that reserve() takes at first.
   static std::int64_t device_bytes(const StepLimits& limits);
   void reserve(const StepLimits& limits);
-  ForwardBatch stage(const ForwardBatch& host, cudaStream_t stream);
+  // `samples` are the tokens of a batch that follows_samples, on the device.
+  ForwardBatch stage(const ForwardBatch& host, const TokenId* samples, cudaStream_t stream);
 
   const StepInputs& inputs() const { return inputs_; }
   std::int64_t max_seqs() const { return max_seqs_; }

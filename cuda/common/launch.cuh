@@ -8,7 +8,8 @@ namespace pagedcore::cuda {
 
 // The two halves of a programmatic launch. Every thread of a kernel that launch_dependent() starts
 // calls await_inputs() before it touches what an earlier kernel of the step wrote or reads; until
-// then only weights and what stage() uploaded may be read. allow_next() lets the next kernel start.
+// then only weights, what stage() uploaded and what the cache held before the step may be read.
+// allow_next() lets the next kernel start.
 __device__ inline void await_inputs() {
   NV_IF_TARGET(NV_PROVIDES_SM_90, (asm volatile("griddepcontrol.wait;" :: : "memory");))
 }

@@ -10,7 +10,8 @@ namespace pagedcore::cuda {
 //
 // Grid (head tiles, items at once): thread blocks walk the step's items, each for one tile of up to
 // kRows query heads of a KV head; as many are started as the device holds. Block: kWarps warps.
-// Shared memory: a pipeline a warp of kStages stages (cp.async), then what is merged.
+// Shared memory: a pipeline a warp (cp.async), deeper the fewer thread blocks share a processor;
+// then what is merged. Tokens of earlier steps are fetched before the step's own are there.
 //
 // Item of one sequence: warp w takes the 16-token groups w, w + kWarps, ... of the split, its
 // chain; then the chains are merged in order. The thread block that ends the last of a sequence's
@@ -31,18 +32,25 @@ struct DecodeAttention {
   static constexpr int kRows = Unit::kRows, kTokens = Unit::kTokens, kWarps = Unit::kWarps;
   static constexpr int kThreads = kWarps * 32;
   static constexpr int kRound = kWarps * kTokens;
-  static constexpr int kStageBytes = Unit::kStageBytes, kWideBytes = Unit::kWideBytes;
-  // Thread blocks that share a processor: one's loads run while another merges.
-  static constexpr int kBlocksPerSm = kHeadDim <= 64 ? 4 : kHeadDim <= 128 ? 3 : 2;
-  static constexpr int kBudget = 221184 / kBlocksPerSm < 98304 ? 221184 / kBlocksPerSm : 98304;
-  static constexpr int kWarpBudget = kBudget / kWarps - kWideBytes;
-  static constexpr int kStages = kWarpBudget / kStageBytes > 6 ? 6 : kWarpBudget / kStageBytes;
-  static constexpr int kWarpBytes = kStages * kStageBytes + kWideBytes;
+  static constexpr int kStageBytes = Unit::kStageBytes;
   static constexpr int kMergeRow = kHeadDim + 8;  // floats; the eight spread rows over the banks
   static constexpr int kMergeBytes = kWarps * kRows * (8 + kMergeRow * 4);
-  static constexpr int kSharedBytes =
-      kWarps * kWarpBytes > kMergeBytes ? kWarps * kWarpBytes : kMergeBytes;
-  static_assert(kMaxSplits * kRows * (sizeof(float2) + sizeof(float4)) <= kSharedBytes);
+
+  // Thread blocks that share a processor at most: one's loads run while another merges.
+  static constexpr int kBlocksPerSm = kHeadDim <= 64 ? 4 : kHeadDim <= 128 ? 3 : 2;
+  // Stages of a warp's pipeline where so many thread blocks share a processor.
+  static constexpr int stages_for(int blocks) {
+    constexpr int kProcessor = 221184, kOne = 163840, kMost = 10;  // bytes, bytes, stages
+    const int bytes = kProcessor / blocks < kOne ? kProcessor / blocks : kOne;
+    const int stages = bytes / kWarps / kStageBytes;
+    return stages < kMost ? stages : kMost;
+  }
+  static constexpr int shared_bytes(int stages) {
+    const int pipelines = kWarps * stages * kStageBytes;
+    return pipelines > kMergeBytes ? pipelines : kMergeBytes;
+  }
+  static constexpr int kStages = stages_for(kBlocksPerSm);
+  static_assert(kMaxSplits * kRows * (sizeof(float2) + sizeof(float4)) <= shared_bytes(kStages));
   static_assert(kStages >= 2);
 
   struct Work {
@@ -98,16 +106,28 @@ struct DecodeAttention {
   // The warp's chain of a split alone, or the block's chain of a common split.
   template <bool kShared>
   __device__ static void walk(const AttentionArgs& args, const Work& work, const Row (&rows)[2],
-                              bool any_row, char* shared, State& state) {
-    constexpr int kDepth = kShared ? kWarps * kStages : kStages;
+                              bool any_row, int stages, char* shared, State& state) {
+    const int depth = kShared ? kWarps * kStages : stages;
+    const int warp_bytes = stages * kStageBytes;
     const PagedAttentionParams& p = args.op;
     const int warp = threadIdx.x / 32;
     const KV* k_base = static_cast<const KV*>(p.cache.data) + p.layer * p.cache.layer_stride() +
                        work.kv_head * p.cache.head_stride();
     std::uint32_t q[kHeadDim / 16][4];
     const auto stage_at = [&](int stage) {
-      return shared + (kShared ? stage / kStages * kWarpBytes + stage % kStages * kStageBytes
-                               : warp * kWarpBytes + stage * kStageBytes);
+      return shared + (kShared ? stage / kStages * warp_bytes + stage % kStages * kStageBytes
+                               : warp * warp_bytes + stage * kStageBytes);
+    };
+    const auto await_oldest = [&] {
+      if constexpr (kShared) {
+        copy_wait<kWarps * kStages - 2>();
+      } else if (stages == kStages) {
+        copy_wait<kStages - 2>();
+      } else if (stages == stages_for(2)) {
+        copy_wait<stages_for(2) - 2>();
+      } else {
+        copy_wait<stages_for(1) - 2>();
+      }
     };
     const auto sync = [] {
       if constexpr (kShared) {
@@ -133,28 +153,22 @@ struct DecodeAttention {
     };
     const auto take = [&](int stage) {
       if (!any_row) return;
-      char* raw = stage_at(stage);
-      std::uint32_t k_tile = smem_address(raw), v_tile = k_tile + Unit::kTileBytes;
-      if constexpr (Unit::kWiden) {
-        constexpr int kWideTile = kWideBytes / 2;
-        char* wide = shared + warp * kWarpBytes + kStages * kStageBytes;
-        widen_tile<kHeadDim>(raw, wide, kTokens, threadIdx.x % 32, 32);
-        widen_tile<kHeadDim>(raw + Unit::kTileBytes, wide + kWideTile, kTokens, threadIdx.x % 32,
-                             32);
-        __syncwarp();
-        k_tile = smem_address(wide), v_tile = k_tile + kWideTile;
-      }
-      Unit::step(args, rows, all_start, begin, end, q, k_tile, v_tile, state);
+      const std::uint32_t k_tile = smem_address(stage_at(stage));
+      Unit::step(args, rows, all_start, begin, end, q, k_tile, k_tile + Unit::kTileBytes, state);
     };
-#pragma unroll(kShared ? 1 : kDepth)
-    for (int stage = 0; stage < kDepth - 1; ++stage) issue_next(stage);
+#pragma unroll 1
+    for (int stage = 0; stage < depth - 1; ++stage) {
+      if (ahead + kTokens >= work.item.length) await_inputs();  // the step's own token
+      issue_next(stage);
+    }
+    await_inputs();
     Unit::load_query(p, rows, q);
     for (int stage = 0; begin < end; begin += kRound) {
-      copy_wait<kDepth - 2>();
+      await_oldest();
       sync();
-      issue_next(stage == 0 ? kDepth - 1 : stage - 1);
+      issue_next(stage == 0 ? depth - 1 : stage - 1);
       take(stage);
-      stage = stage + 1 == kDepth ? 0 : stage + 1;
+      stage = stage + 1 == depth ? 0 : stage + 1;
     }
     copy_wait<0>();
 #pragma unroll
@@ -220,12 +234,7 @@ struct DecodeAttention {
       const int row = lane / 4 + 8 * r;
       if (row >= work.num_heads) continue;
       if (lane % 4 == 0) max_sum[warp * kRows + row] = make_float2(state.max[r], state.sum[r]);
-      float* o = out + (warp * kRows + row) * kMergeRow + lane % 4 * 2;
-#pragma unroll
-      for (int n = 0; n < kHeadDim / 8; ++n) {
-        *reinterpret_cast<float2*>(o + n * 8) =
-            make_float2(state.out[n][2 * r], state.out[n][2 * r + 1]);
-      }
+      Unit::store_row(state, r, out + (warp * kRows + row) * kMergeRow);
     }
     __syncthreads();
     for (int i = threadIdx.x * 4; i < work.num_heads * kHeadDim; i += kThreads * 4) {
@@ -360,24 +369,20 @@ struct DecodeAttention {
   }
 
   // A chain of a split that several sequences hold: as many of them at once as the warps have rows.
-  __device__ static void run_shared(const AttentionArgs& args, const Work& work, char* shared) {
+  __device__ static void run_shared(const AttentionArgs& args, const Work& work, int stages,
+                                    char* shared) {
     const std::int32_t members = kRows / work.num_heads;
     for (std::int32_t first = 0; first < work.item.count; first += kWarps * members) {
       const std::int32_t of_warp = first + static_cast<int>(threadIdx.x) / 32 * members;
       Row rows[2];
       State state;
       find_rows(args, work, of_warp, rows);
-      walk<true>(args, work, rows, of_warp < work.item.count, shared, state);
+      walk<true>(args, work, rows, of_warp < work.item.count, stages, shared, state);
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         if (rows[r].token < 0 || rows[r].start >= work.end) continue;
         const std::int64_t at = std::int64_t{rows[r].slot} * args.op.num_heads + rows[r].head;
-        float* out = args.partial_out + at * kHeadDim + threadIdx.x % 4 * 2;
-#pragma unroll
-        for (int n = 0; n < kHeadDim / 8; ++n) {
-          *reinterpret_cast<float2*>(out + n * 8) =
-              make_float2(state.out[n][2 * r], state.out[n][2 * r + 1]);
-        }
+        Unit::store_row(state, r, args.partial_out + at * kHeadDim);
         if (threadIdx.x % 4 == 0) {
           args.partial_max_sum[at] = make_float2(state.max[r], state.sum[r]);
         }
@@ -429,28 +434,28 @@ struct DecodeAttention {
     return work;
   }
 
-  __device__ static void run(const AttentionArgs& args, char* shared) {
+  __device__ static void run(const AttentionArgs& args, int stages, char* shared) {
     allow_next();
     const std::int32_t num_items = args.header->num_items;
     auto i = static_cast<std::int32_t>(blockIdx.y);
     if (i >= num_items) return await_inputs();
     // The next item is fetched while one is computed, its block table entries while that is merged.
     Work work = make_work(args, load_item(args, i));
-    await_inputs();
     while (true) {
       const std::int32_t next = i + static_cast<std::int32_t>(gridDim.y);
       const std::int32_t clamped = min(next, num_items - 1);
       asm volatile("prefetch.global.L1 [%0];" ::"l"(args.items + clamped));
       const bool live = work.live();
+      if (!live) await_inputs();
       if (work.shared()) {
-        if (live) run_shared(args, work, shared);
+        if (live) run_shared(args, work, stages, shared);
         work = make_work(args, load_item(args, clamped));
       } else {
         State state;
         if (live) {
           Row rows[2];
           find_rows(args, work, 0, rows);
-          walk<false>(args, work, rows, true, shared, state);
+          walk<false>(args, work, rows, true, stages, shared, state);
         }
         const Work next_work = make_work(args, load_item(args, clamped));
         if (live) finish(args, work, shared, state);

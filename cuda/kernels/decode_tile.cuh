@@ -9,7 +9,9 @@ namespace pagedcore::cuda {
 
 // What a warp of decode attention does: kRows rows (sequence, query head) of one KV head attend to
 // kTokens tokens at a time, by mma.sync, with the online softmax in registers. K and V come through
-// shared memory: a stage holds kTokens rows of K, then as many of V.
+// shared memory: a stage holds kTokens rows of K, then as many of V. Bytes of e4m3 are widened in
+// registers: a lane's four of a row are its elements of two matrices, so the elements of a head
+// are taken in another order, by the products of queries and keys and by the outputs alike.
 template <typename KV, int kHeadDim>
 struct DecodeTile {
   using T = typename MmaType<KV>::type;
@@ -18,11 +20,9 @@ struct DecodeTile {
   static constexpr int kRows = 16;
   static constexpr int kTokens = 16;
   static constexpr int kWarps = kHeadDim > 128 ? 2 : kChains;  // of a thread block
-  using Raw = TileLayout<kHeadDim* static_cast<int>(sizeof(KV))>;
-  using Tile = TileLayout<kHeadDim * 2>;
-  static constexpr int kTileBytes = kTokens * Raw::kRowBytes;
+  using Tile = TileLayout<kHeadDim* static_cast<int>(sizeof(KV))>;
+  static constexpr int kTileBytes = kTokens * Tile::kRowBytes;
   static constexpr int kStageBytes = 2 * kTileBytes;
-  static constexpr int kWideBytes = kWiden ? 2 * kTokens * Tile::kRowBytes : 0;
   static_assert(kHeadDim % 16 == 0);
 
   // A lane's two rows of the warp's tile: l / 4 and 8 further. Where there is none, token is -1.
@@ -55,10 +55,11 @@ struct DecodeTile {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const std::int64_t at = (rows[r].token * p.num_heads + rows[r].head) * kHeadDim +
-                                static_cast<int>(threadIdx.x) % 4 * 2;
+                                static_cast<int>(threadIdx.x) % 4 * (kWiden ? 4 : 2);
 #pragma unroll
         for (int k = 0; k < kHeadDim / 8; ++k) {
-          q[k / 2][k % 2 * 2 + r] = rows[r].token < 0 ? 0u : load2(at + k * 8);
+          const int of_lane = k / 2 * 16 + k % 2 * (kWiden ? 2 : 8);
+          q[k / 2][k % 2 * 2 + r] = rows[r].token < 0 ? 0u : load2(at + of_lane);
         }
       }
     };
@@ -85,7 +86,7 @@ struct DecodeTile {
   template <bool kShared>
   __device__ static void issue(const KV* k_base, std::int64_t kv_stride, std::int64_t offset,
                                bool whole, std::uint32_t stage) {
-    constexpr int kCopies = (kTokens * Raw::kChunks + 31) / 32;
+    constexpr int kCopies = (kTokens * Tile::kChunks + 31) / 32;
     constexpr int kStep = kShared ? kWarps : 1;
     const int lane = threadIdx.x % 32, first = kShared ? threadIdx.x / 32 : 0;
     if (whole) {
@@ -94,8 +95,8 @@ struct DecodeTile {
 #pragma unroll
       for (int n = first; n < kCopies; n += kStep) {
         const int i = n * 32 + lane;
-        const std::uint32_t dst = stage + Raw::offset(i / Raw::kChunks, i % Raw::kChunks);
-        if (i >= kTokens * Raw::kChunks) continue;
+        const std::uint32_t dst = stage + Tile::offset(i / Tile::kChunks, i % Tile::kChunks);
+        if (i >= kTokens * Tile::kChunks) continue;
         copy_async16(dst, k + n * (512 / sizeof(KV)), true);
         copy_async16(dst + kTileBytes, v + n * (512 / sizeof(KV)), true);
       }
@@ -104,13 +105,108 @@ struct DecodeTile {
 #pragma unroll 1
     for (int n = first; n < kCopies; n += kStep) {
       const int i = n * 32 + lane;
-      const int row = i / Raw::kChunks, chunk = i % Raw::kChunks;
+      const int row = i / Tile::kChunks, chunk = i % Tile::kChunks;
       const std::int64_t at = __shfl_sync(0xffffffffu, offset, row % kTokens);
       if (row >= kTokens) continue;
       const KV* k = k_base + (at < 0 ? 0 : at) + chunk * (16 / sizeof(KV));
-      const std::uint32_t dst = stage + Raw::offset(row, chunk);
+      const std::uint32_t dst = stage + Tile::offset(row, chunk);
       copy_async16(dst, k, at >= 0);
       copy_async16(dst + kTileBytes, k + kv_stride, at >= 0);
+    }
+  }
+
+  // Four bytes of e4m3 as the two registers of a matrix's column.
+  __device__ static void widen(std::uint32_t raw, std::uint32_t& low, std::uint32_t& high) {
+    const auto convert = [](std::uint32_t pair) {
+      const __half2_raw h =
+          __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(pair), __NV_E4M3);
+      return reinterpret_cast<const std::uint32_t&>(h);
+    };
+    low = convert(raw & 0xffffu);
+    high = convert(raw >> 16);
+  }
+
+  // s[tokens 0 to 7, 8 to 15] = q K^T, as two sums over alternate 16 elements.
+  __device__ static void multiply_keys(const std::uint32_t (&q)[kHeadDim / 16][4],
+                                       std::uint32_t k_tile, float (&s)[2][4]) {
+    constexpr int kChunks = kHeadDim / 16;
+    const int lane = threadIdx.x % 32;
+    float odd[2][4] = {};
+    if constexpr (kWiden) {
+#pragma unroll
+      for (int k = 0; k < kChunks; k += 2) {
+        std::uint32_t raw[4];
+        load_matrix(raw, k_tile + Tile::offset(lane % 16, min(k + lane / 16, kChunks - 1)));
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+          if (k + n / 2 >= kChunks) continue;
+          std::uint32_t b[2];
+          widen(raw[n], b[0], b[1]);
+          mma(n < 2 ? s[n % 2] : odd[n % 2], q[k + n / 2], b[0], b[1], T{});
+        }
+      }
+    } else {
+#pragma unroll
+      for (int k = 0; k < kChunks; ++k) {
+        std::uint32_t b[4];
+        load_matrix(b, k_tile + Tile::offset(lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
+        mma(k % 2 == 0 ? s[0] : odd[0], q[k], b[0], b[1], T{});
+        mma(k % 2 == 0 ? s[1] : odd[1], q[k], b[2], b[3], T{});
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) s[n][c] += odd[n][c];
+    }
+  }
+
+  // out += p V.
+  __device__ static void add_values(const std::uint32_t (&p)[4], std::uint32_t v_tile,
+                                    float (&out)[kHeadDim / 8][4]) {
+    constexpr int kChunks = kHeadDim / 16;
+    const int lane = threadIdx.x % 32;
+    if constexpr (kWiden) {
+#pragma unroll
+      for (int n = 0; n < kChunks; n += 2) {
+        std::uint32_t raw[4];
+        load_matrix_transposed(raw,
+                               v_tile + Tile::offset(lane % 16, min(n + lane / 16, kChunks - 1)));
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          if (n + m >= kChunks) continue;
+          // Bytes: two elements of one token, then those of the next.
+          std::uint32_t even[2], odd[2];
+          widen(__byte_perm(raw[2 * m], 0, 0x3120), even[0], odd[0]);
+          widen(__byte_perm(raw[2 * m + 1], 0, 0x3120), even[1], odd[1]);
+          mma(out[2 * (n + m)], p, even[0], even[1], T{});
+          mma(out[2 * (n + m) + 1], p, odd[0], odd[1], T{});
+        }
+      }
+    } else {
+#pragma unroll
+      for (int n = 0; n < kChunks; ++n) {
+        std::uint32_t b[4];
+        load_matrix_transposed(b, v_tile + Tile::offset(lane % 16, 2 * n + lane / 16));
+        mma(out[2 * n], p, b[0], b[1], T{});
+        mma(out[2 * n + 1], p, b[2], b[3], T{});
+      }
+    }
+  }
+
+  // The lane's elements of its r'th row's output, to [kHeadDim].
+  __device__ static void store_row(const State& state, int r, float* row) {
+    const auto& out = state.out;
+    const int c = threadIdx.x % 4;
+#pragma unroll
+    for (int n = 0; n < kHeadDim / 8; ++n) {
+      if constexpr (!kWiden) {
+        *reinterpret_cast<float2*>(row + n * 8 + c * 2) =
+            make_float2(out[n][2 * r], out[n][2 * r + 1]);
+      } else if (n % 2 == 0) {
+        *reinterpret_cast<float4*>(row + n * 8 + c * 4) =
+            make_float4(out[n][2 * r], out[n + 1][2 * r], out[n][2 * r + 1], out[n + 1][2 * r + 1]);
+      }
     }
   }
 
@@ -120,19 +216,13 @@ struct DecodeTile {
                               const std::uint32_t (&q)[kHeadDim / 16][4], std::uint32_t k_tile,
                               std::uint32_t v_tile, State& state) {
     const int lane = threadIdx.x % 32;
-    float s[2][4] = {}, odd[2][4] = {};
-#pragma unroll
-    for (int k = 0; k < kHeadDim / 16; ++k) {
-      std::uint32_t b[4];
-      load_matrix(b, k_tile + Tile::offset(lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
-      mma(k % 2 == 0 ? s[0] : odd[0], q[k], b[0], b[1], T{});
-      mma(k % 2 == 0 ? s[1] : odd[1], q[k], b[2], b[3], T{});
-    }
+    float s[2][4] = {};
+    multiply_keys(q, k_tile, s);
     const float scale = args.op.scale * args.op.cache.k_scale * kLog2E;
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
 #pragma unroll
-      for (int c = 0; c < 4; ++c) s[n][c] = (s[n][c] + odd[n][c]) * scale;
+      for (int c = 0; c < 4; ++c) s[n][c] *= scale;
     }
     if (args.op.softcap != 0.0f) cap_scores(s, args.op.softcap);
     if (begin < all_start || begin + kTokens > end) {
@@ -180,13 +270,7 @@ struct DecodeTile {
     }
     const std::uint32_t p[4] = {pack2(s[0][0], s[0][1], T{}), pack2(s[0][2], s[0][3], T{}),
                                 pack2(s[1][0], s[1][1], T{}), pack2(s[1][2], s[1][3], T{})};
-#pragma unroll
-    for (int n = 0; n < kHeadDim / 16; ++n) {
-      std::uint32_t b[4];
-      load_matrix_transposed(b, v_tile + Tile::offset(lane % 16, 2 * n + lane / 16));
-      mma(state.out[2 * n], p, b[0], b[1], T{});
-      mma(state.out[2 * n + 1], p, b[2], b[3], T{});
-    }
+    add_values(p, v_tile, state.out);
   }
 };
 

@@ -52,6 +52,7 @@ struct AttentionArgs {
   std::uint32_t* arrivals = nullptr;  // [slots, head tiles] zero between launches
   int num_sms = 1;
   int sm_major = 8;
+  int max_shared_bytes = 0;  // of a thread block
 };
 
 // The tensor-core kernels of one KV dtype and head_dim.

@@ -18,7 +18,13 @@ class RowSampler : RowSearch {
   }
 
   __device__ void sample(std::int32_t index) {
-    const SampleTask& task = args_.tasks[index];
+    static_assert(sizeof(SampleTask) % 4 == 0 && sizeof(SampleTask) / 4 <= kThreads);
+    if (threadIdx.x < sizeof(SampleTask) / 4) {
+      reinterpret_cast<std::uint32_t*>(&s_.task)[threadIdx.x] =
+          reinterpret_cast<const std::uint32_t*>(args_.tasks + index)[threadIdx.x];
+    }
+    __syncthreads();
+    const SampleTask& task = s_.task;
     const float* row = args_.logits + task.logit_row * args_.vocab_size;
     const bool reports = task.num_top >= 0;
     float max = 0.0f;
@@ -36,7 +42,7 @@ class RowSampler : RowSearch {
     const TokenId token = task.given_token >= 0 ? task.given_token : choose(task, row);
     const std::int32_t rank = reports ? rank_of(row, token) : 0;
     if (threadIdx.x != 0) return;
-    args_.tokens[index] = token;
+    args_.tokens[index] = args_.device_tokens[index] = token;
     args_.ranks[index] = rank;
     args_.logprobs[index] = reports ? logprob(row[token], max, log_sum) : 0.0f;
   }
@@ -124,17 +130,30 @@ class RowSampler : RowSearch {
 
   // The highest score's lowest id, in one pass.
   __device__ TokenId highest(const SampleTask& task, const float* scores) {
-    constexpr int kUnroll = 8;
     float best = kNegativeInfinity;
     std::int32_t best_id = size_;
-    for (std::int32_t first = threadIdx.x; first < size_; first += kUnroll * kThreads) {
-      float x[kUnroll];
+    const auto offer = [&](float x, std::int32_t id) {
+      if (x > best) best = x, best_id = id;
+    };
+    // Elements are looked at in the order of their ids, those at the end perhaps twice.
+    constexpr int kUnroll = 8;
+    if (size_ % 4 == 0 && reinterpret_cast<std::uintptr_t>(scores) % 16 == 0) {
+      constexpr int kStep = 4 * kThreads;
+      for (std::int32_t i = 4 * threadIdx.x; i < size_; i += kUnroll * kStep) {
+        float4 x[kUnroll];
 #pragma unroll
-      for (int j = 0; j < kUnroll; ++j) x[j] = scores[min(first + j * kThreads, size_ - 1)];
+        for (int j = 0; j < kUnroll; ++j) {
+          x[j] = *reinterpret_cast<const float4*>(scores + min(i + j * kStep, size_ - 4));
+        }
 #pragma unroll
-      for (int j = 0; j < kUnroll; ++j) {
-        if (x[j] > best) best = x[j], best_id = min(first + j * kThreads, size_ - 1);
+        for (int j = 0; j < kUnroll; ++j) {
+          const std::int32_t id = min(i + j * kStep, size_ - 4);
+          offer(x[j].x, id), offer(x[j].y, id + 1), offer(x[j].z, id + 2), offer(x[j].w, id + 3);
+        }
       }
+    } else {
+#pragma unroll 8
+      for (std::int32_t i = threadIdx.x; i < size_; i += kThreads) offer(scores[i], i);
     }
     const std::uint32_t key = max_key(best_id < size_ ? order_key(best) : 0);
     if (key == 0) return empty(task.allowed) ? 0 : args_.allowed[task.allowed.begin];

@@ -26,7 +26,7 @@ struct SampleArgs {
   const float* logits;  // [.., vocab_size]
   std::int64_t vocab_size;
   std::int32_t num_samples;
-  const SampleTask* tasks;  // [num_samples]
+  const SampleTask* tasks;  // [num_samples], pinned host memory
   const SeenToken* seen;
   const LogitBias* bias;
   const TokenId* allowed;
@@ -34,9 +34,11 @@ struct SampleArgs {
   float* workspace;  // [num_slots, row_stride]
   std::int64_t row_stride;
   std::int32_t num_slots;  // thread blocks
-  TokenId* tokens;         // [num_samples]
-  float* logprobs;         // [num_samples]
-  std::int32_t* ranks;     // [num_samples]
+  TokenId* device_tokens;  // [num_samples]
+  // Pinned host memory:
+  TokenId* tokens;      // [num_samples]
+  float* logprobs;      // [num_samples]
+  std::int32_t* ranks;  // [num_samples]
   std::int32_t max_top;
   TokenId* top_tokens;  // [num_samples, max_top]
   float* top_logprobs;  // [num_samples, max_top]

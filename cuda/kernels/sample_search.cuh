@@ -49,6 +49,7 @@ struct Shared {
   std::int32_t count;
   double total;
   TokenId token;
+  SampleTask task;
 };
 
 // What one thread block finds in a row of scores. Every method is called by all of its threads.

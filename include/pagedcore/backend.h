@@ -94,6 +94,8 @@ class PAGEDCORE_API Backend {
                                               std::int32_t max_samples) const = 0;
   // The batch with pointers that ops can read, valid until the next stage().
   virtual ForwardBatch stage(const ForwardBatch& host_batch) = 0;
+  // Whether ops run behind the host, which may then plan and start the next step meanwhile.
+  virtual bool is_asynchronous() const { return false; }
   // Runs `forward`, which calls ops on the staged `batch`; a backend may record and replay it when
   // a batch of the same padded shape comes again.
   virtual void run(const ForwardBatch& batch, const std::function<void()>& forward);
@@ -105,6 +107,10 @@ class PAGEDCORE_API Backend {
   void paged_attention(const ForwardBatch& batch, const PagedAttentionParams& params);
   void gated_activation(const GatedActivationParams& params);
   void sample(const SampleParams& params);
+  // sample() in two halves: the outputs are there when finish_sampling() returns, which is for the
+  // earliest call that is not finished, and does nothing if there is none. At most two are open.
+  void start_sampling(const SampleParams& params);
+  virtual void finish_sampling() {}
 
   // Whole blocks, over all layers. No dst repeats, and no dst is a src.
   void copy_blocks(const KvCacheView& cache, std::span<const BlockCopy> copies);
@@ -129,6 +135,7 @@ class PAGEDCORE_API Backend {
                                   const PagedAttentionParams& params) = 0;
   virtual void do_gated_activation(const GatedActivationParams& params) = 0;
   virtual void do_sample(const SampleParams& params) = 0;
+  virtual void do_start_sampling(const SampleParams& params) { do_sample(params); }
   virtual void do_copy_blocks(const KvCacheView& cache, std::span<const BlockCopy> copies) = 0;
   virtual void do_swap_out(const KvCacheView& cache, void* host,
                            std::span<const BlockCopy> copies) = 0;

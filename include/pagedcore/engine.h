@@ -35,7 +35,8 @@ class PAGEDCORE_API Engine {
   RequestId add_request(std::span<const TokenId> prompt, const SamplingParams& params,
                         const RequestOptions& options = {});
   // One iteration: plan, move blocks, forward, sample, commit. The updates are valid until the
-  // next call.
+  // next call. On an asynchronous backend the next iteration may run already on return: a request
+  // that comes then joins the one after it; nothing else tells.
   std::span<const SequenceUpdate> step();
   // Ends a request, held or not, or one of its sequences (the caller saw a stop string): no further
   // update comes for it. Unknown and finished ids are ignored. Of several sequences one can end

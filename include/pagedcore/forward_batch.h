@@ -24,7 +24,9 @@ struct ForwardBatch {
   std::int32_t max_query_len = 0;
   std::int32_t max_context_len = 0;  // largest context_lens[i] + query_len of i
 
-  const TokenId* tokens = nullptr;          // [num_tokens]
+  const TokenId* tokens = nullptr;  // [num_tokens]
+  // Token i is what the last sampling takes for its sample i, and not in `tokens`.
+  bool follows_samples = false;
   const std::int32_t* positions = nullptr;  // [num_tokens] absolute position of each token
   const std::int64_t* slots =
       nullptr;  // [num_tokens] block * block_size + offset; -1: do not store

@@ -41,6 +41,9 @@ struct SequenceSpec {
   std::int32_t num_shared = 0;
 };
 
+// Stands for a token that is still to be sampled, so that the next step can be planned.
+constexpr TokenId kPendingToken = -1;
+
 // Decides who runs and where their tokens lie. Knows no phases: a sequence has num_tokens() and
 // num_computed(), and steps hand out a token budget until it catches up. Owns the sequences and
 // the block bookkeeping; sees no device memory. Not thread-safe.
@@ -76,15 +79,22 @@ class PAGEDCORE_API Scheduler {
   void commit();
   // In place of commit(): the plan failed, wholly or in part. What it touched is computed again.
   void abandon();
+  // In place of commit(): the plan is carried out, but its spans are to be planned again.
+  void retract();
+  // Whether the next plan is this one's spans, each a token further, and nothing else: all that
+  // runs is in this plan and has room for a token more, and nobody waits.
+  bool goes_on() const;
 
+  // A token takes the place of a pending one, which drop_pending() takes away.
   void append_token(Sequence& sequence, TokenId token);
+  void drop_pending(Sequence& sequence);
   // A sibling of a running `sequence` in its group with the same first `num_tokens` tokens, sharing
   // their blocks. Never allocates a block. REQUIRES: the group has fewer than num_sequences.
   Sequence& fork(Sequence& sequence, std::int32_t num_tokens);
   // Takes the memory of `count` calls of fork() or hold_fork() beforehand: these cannot fail then.
   void reserve_forks(Sequence& sequence, std::int32_t count);
   // Ends one sequence and gives its tokens; the group ends with its last. The reference is dead
-  // afterwards.
+  // afterwards. An open plan loses its span; the same holds for hold() and abort().
   std::vector<TokenId> finish(Sequence& sequence);
   // Ends one sequence as finish() does, but its tokens and computed blocks stay until release().
   void hold(Sequence& sequence);

@@ -43,7 +43,8 @@ struct Stats {
   std::int64_t num_swapped_in_blocks = 0;
 
   // Microseconds: the last step's own work on the host, without forward pass, sampling kernels and
-  // block moves; then the last step's and all steps' time in those.
+  // block moves; then the last step's and all steps' time in those. Work on the host while the
+  // device computes is part of the latter.
   double step_host_us = 0.0;
   double step_device_us = 0.0;
   double total_host_us = 0.0;

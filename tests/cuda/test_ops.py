@@ -136,7 +136,7 @@ def test_linear_gives_float32_logits_of_16_bit_weights(ops, rows):
         ("bfloat16", "fp8_e4m3"),
     ],
 )
-@pytest.mark.parametrize("rotary", [1.0, 0.5, 0.0])
+@pytest.mark.parametrize("rotary", [1.0, 0.5, 0.3, 0.0])
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_rope_and_cache_rotates_and_stores(ops, head_dim, dtype, cache_dtype, rotary, qk_norm):
     tokens, heads, kv_heads, size = 13, 6, 2, 16

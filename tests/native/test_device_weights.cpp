@@ -9,6 +9,7 @@
 #include "pagedcore/backend.h"
 #include "pagedcore/decoder.h"
 #include "pagedcore/engine.h"
+#include "pagedcore/error.h"
 #include "tests/native/check.h"
 
 namespace pagedcore {
@@ -221,10 +222,25 @@ void test_the_memory_plan_counts_what_the_backend_keeps_for_itself() {
   CHECK(device.allocated_bytes() == plan.total_bytes);
 }
 
+void test_an_int8_cache_is_refused_on_a_device_before_anything_is_allocated() {
+  const Checkpoint checkpoint = make_checkpoint();
+  EngineConfig config;
+  config.num_blocks = 5;
+  config.kv_dtype = DType::kInt8;
+  std::string message;
+  try {
+    Engine engine(small_llama(), checkpoint.weights, std::make_unique<FakeDevice>(), config);
+  } catch (const InvalidArgument& error) {
+    message = error.what();
+  }
+  CHECK(message.find("kv_dtype int8 runs on the CPU only, got fake") != std::string::npos);
+}
+
 }  // namespace
 }  // namespace pagedcore
 
 int main() {
   pagedcore::test_device_gives_the_logits_of_the_host_and_needs_no_host_weights();
   pagedcore::test_the_memory_plan_counts_what_the_backend_keeps_for_itself();
+  pagedcore::test_an_int8_cache_is_refused_on_a_device_before_anything_is_allocated();
 }

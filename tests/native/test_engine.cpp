@@ -93,8 +93,9 @@ void run(Engine& engine, Outputs& outputs) {
   }
 }
 
-void test_pressure_changes_nothing(PreemptionMode mode) {
+void test_pressure_changes_nothing(PreemptionMode mode, bool is_asynchronous) {
   Fixture fixture;
+  fixture.faults.is_asynchronous = is_asynchronous;
   std::mt19937 random(7);
   EngineConfig config = make_config(24);
   config.preemption_mode = mode;
@@ -140,8 +141,9 @@ void test_memory_comes_back() {
 }
 
 // A step that fails throws and loses nothing: what it computed is computed again.
-void test_failed_steps_change_nothing() {
+void test_failed_steps_change_nothing(bool is_asynchronous) {
   Fixture fixture;
+  fixture.faults.is_asynchronous = is_asynchronous;
   std::mt19937 random(11);
   const auto engine = fixture.make(make_config(40));
   std::vector<std::pair<Tokens, SamplingParams>> requests;
@@ -173,9 +175,75 @@ void test_failed_steps_change_nothing() {
   CHECK(engine->stats().used_blocks == 0);
 }
 
-// Random mixes of everything that a caller can do, verified after each step.
-void test_random_operations(std::uint32_t seed, int num_operations) {
+// Steps that start before the tokens of the last one are known, while sequences stop, are ended,
+// aborted and forked.
+void test_looking_ahead_changes_nothing() {
   Fixture fixture;
+  fixture.faults.is_asynchronous = true;
+  std::mt19937 random(5);
+  const auto engine = fixture.make(make_config(200));
+  std::map<RequestId, std::pair<Tokens, SamplingParams>> requests;
+  Outputs outputs;
+  std::map<RequestId, bool> is_cut;
+  for (int i = 0; i < 40; ++i) {
+    SamplingParams params;
+    params.max_tokens = 5 + static_cast<std::int32_t>(random() % 30);
+    params.seed = static_cast<std::int64_t>(random());
+    if (random() % 2 == 0) params.temperature = 0.0f;
+    if (random() % 2 == 0) params.stop_token_ids = {1, 2, 3, 4, 5, 6};
+    if (random() % 4 == 0) params.n = 2;
+    Tokens prompt = make_prompt(random);
+    RequestId id = 0;
+    if (random() % 4 == 0 && engine->has_unfinished()) {
+      const RequestId parent = std::prev(requests.end())->first;
+      try {
+        prompt = engine->tokens(parent);
+        id = engine->fork(parent, 0, {}, params);
+      } catch (const InvalidArgument&) {
+        id = engine->add_request(prompt, params);  // the parent has ended
+      }
+    } else {
+      id = engine->add_request(prompt, params);
+    }
+    requests[id] = {prompt, params};
+    for (std::uint32_t j = random() % 12; j > 0; --j) {
+      collect(engine->step(), outputs);
+      CHECK(engine->verify().empty());
+    }
+    const RequestId victim = static_cast<RequestId>(random() % requests.size());
+    if (random() % 6 == 0) engine->abort(victim), is_cut[victim] = true;
+    if (random() % 6 == 0) {
+      try {
+        engine->finish_sequence(victim, 0), is_cut[victim] = true;
+      } catch (const InvalidArgument&) {
+        // Its sequences are still to part.
+      }
+    }
+  }
+  run(*engine, outputs);
+  CHECK(engine->stats().used_blocks == 0);
+  CHECK(fixture.faults.num_followed > 50);
+  fixture.faults.is_asynchronous = false;
+  for (const auto& [id, request] : requests) {
+    const auto alone = fixture.make(make_config(200));
+    alone->add_request(request.first, request.second);
+    Outputs wanted;
+    run(*alone, wanted);
+    for (const auto& [key, tokens] : wanted) {
+      const Tokens& got = outputs[{id, key.second}];
+      if (is_cut[id]) {
+        CHECK(got.size() <= tokens.size() && std::equal(got.begin(), got.end(), tokens.begin()));
+      } else {
+        CHECK(got == tokens);
+      }
+    }
+  }
+}
+
+// Random mixes of everything that a caller can do, verified after each step.
+void test_random_operations(std::uint32_t seed, int num_operations, bool is_asynchronous) {
+  Fixture fixture;
+  fixture.faults.is_asynchronous = is_asynchronous;
   std::mt19937 random(seed);
   EngineConfig config = make_config(20 + static_cast<std::int32_t>(random() % 30));
   config.preemption_mode = static_cast<PreemptionMode>(random() % 3);
@@ -183,7 +251,9 @@ void test_random_operations(std::uint32_t seed, int num_operations) {
   config.block_size = 1 << (random() % 4);
   if (config.block_size == 1) config.num_blocks = *config.num_blocks * 4;
   const auto engine = fixture.make(config);
-  engine->set_tenant_quota("small", *config.num_blocks / 2);
+  if (!is_asynchronous || seed % 2 == 0) {
+    engine->set_tenant_quota("small", *config.num_blocks / 2);
+  }
   std::vector<RequestId> known;
   std::vector<std::vector<std::byte>> snapshots;
   const auto any = [&] { return known[random() % known.size()]; };
@@ -270,9 +340,15 @@ int main(int argc, char** argv) {
   test_memory_comes_back();
   for (PreemptionMode mode :
        {PreemptionMode::kRecompute, PreemptionMode::kSwap, PreemptionMode::kAuto}) {
-    test_pressure_changes_nothing(mode);
+    test_pressure_changes_nothing(mode, false);
+    test_pressure_changes_nothing(mode, true);
   }
-  test_failed_steps_change_nothing();
-  for (int seed = 0; seed < num_seeds; ++seed) test_random_operations(seed, 400);
-  test_random_operations(613, 400);  // ends a held sequence that is being rebuilt
+  for (const bool is_asynchronous : {false, true}) {
+    test_failed_steps_change_nothing(is_asynchronous);
+    for (int seed = 0; seed < num_seeds; ++seed) {
+      test_random_operations(seed, 400, is_asynchronous);
+    }
+    test_random_operations(613, 400, is_asynchronous);  // ends a held one that is being rebuilt
+  }
+  test_looking_ahead_changes_nothing();
 }

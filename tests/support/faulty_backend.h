@@ -1,6 +1,8 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <string>
 #include <utility>
@@ -16,6 +18,8 @@ struct Faults {
   std::int64_t allocations_until_failure = -1;  // -1: never
   std::int64_t ops_until_failure = -1;
   std::int64_t num_allocations = 0;  // alive, host ones too
+  bool is_asynchronous = false;      // samples are told as late as they may be
+  std::int64_t num_followed = 0;     // batches whose tokens were samples that nobody knew yet
 };
 
 // Another backend whose allocations and ops fail when they are told to.
@@ -43,7 +47,27 @@ class FaultyBackend final : public Backend {
                                       std::int32_t max_samples) const override {
     return inner_->sample_workspace_bytes(vocab_size, max_samples);
   }
-  ForwardBatch stage(const ForwardBatch& batch) override { return inner_->stage(batch); }
+  ForwardBatch stage(const ForwardBatch& batch) override {
+    ForwardBatch staged = batch;
+    if (batch.follows_samples) {
+      ++faults_.num_followed;
+      last_tokens_ = started_.back().tokens;
+      staged.tokens = last_tokens_.data();
+    }
+    return inner_->stage(staged);
+  }
+  bool is_asynchronous() const override { return faults_.is_asynchronous; }
+  void finish_sampling() override {
+    if (started_.empty()) return;
+    const Started& first = started_.front();
+    const SampleOutputs& outputs = first.outputs;
+    std::ranges::copy(first.tokens, outputs.tokens.begin());
+    std::ranges::copy(first.logprobs, outputs.logprobs.begin());
+    std::ranges::copy(first.ranks, outputs.ranks.begin());
+    std::ranges::copy(first.top_tokens, outputs.top_tokens.begin());
+    std::ranges::copy(first.top_logprobs, outputs.top_logprobs.begin());
+    started_.pop_front();
+  }
   void* allocate_host(std::int64_t bytes) override {
     count_allocation();
     void* data = inner_->allocate_host(bytes);
@@ -87,6 +111,21 @@ class FaultyBackend final : public Backend {
   }
   void do_gated_activation(const GatedActivationParams& p) override { op().gated_activation(p); }
   void do_sample(const SampleParams& p) override { op().sample(p); }
+  void do_start_sampling(const SampleParams& p) override {
+    if (!faults_.is_asynchronous) return do_sample(p);
+    const std::size_t count = p.samples.size(), top = count * p.outputs.max_top;
+    Started started{p.outputs,
+                    std::vector<TokenId>(count),
+                    std::vector<float>(count),
+                    std::vector<std::int32_t>(count),
+                    std::vector<TokenId>(top),
+                    std::vector<float>(top)};
+    SampleParams late = p;
+    late.outputs = {started.tokens,    started.logprobs,   started.ranks,
+                    p.outputs.max_top, started.top_tokens, started.top_logprobs};
+    do_sample(late);
+    started_.push_back(std::move(started));
+  }
   void do_copy_blocks(const KvCacheView& cache, std::span<const BlockCopy> copies) override {
     op().copy_blocks(cache, copies);
   }
@@ -99,6 +138,17 @@ class FaultyBackend final : public Backend {
     op().swap_in(cache, host, 1 << 20, copies);
   }
 
+  struct Started {
+    SampleOutputs outputs;
+    std::vector<TokenId> tokens;
+    std::vector<float> logprobs;
+    std::vector<std::int32_t> ranks;
+    std::vector<TokenId> top_tokens;
+    std::vector<float> top_logprobs;
+  };
+
+  std::deque<Started> started_;
+  std::vector<TokenId> last_tokens_;
   std::unique_ptr<Backend> inner_;
   Faults& faults_;
   std::vector<std::unique_ptr<Buffer>> buffers_;

@@ -1,7 +1,7 @@
 #include "cpp/backend/cpu/kernels/linear.h"
 
 #include "cpp/backend/cpu/kernels/any.h"
-#include "cpp/backend/cpu/kernels/linear_run.h"
+#include "cpp/backend/cpu/kernels/linear_share.h"
 #include "cpp/backend/cpu/kernels/math.h"
 #include "cpp/backend/cpu/kernels/quantize_rows.h"
 
@@ -93,7 +93,8 @@ void store_tile(const Tile& tile, T* y) {
 void linear_quantized(const LinearParams& params, Context& context) {
   const std::int64_t num_groups =
       params.num_rows * (params.in_features / params.weights[0].group_size);
-  const std::int64_t stride = params.in_features + (aliases(params.in_features) ? kAlignment : 0);
+  const std::int64_t whole = round_up(params.in_features, kEvenOddInputs);
+  const std::int64_t stride = whole + (aliases(whole) ? kAlignment : 0);
   const std::int64_t value_bytes = round_up(params.num_rows * stride, kAlignment);
   const std::int64_t group_bytes = round_up(num_groups * sizeof(float), kAlignment);
   const std::int64_t scratch_bytes = round_up(linear_scratch_bytes(params), kAlignment);
@@ -138,7 +139,7 @@ void linear(const LinearParams& params, Context& context) {
 }
 
 std::int64_t linear_scratch_bytes(const LinearParams& params) {
-  const std::int64_t rows = round_up(params.num_rows, kTileRows) + kStreamRows;
+  const std::int64_t rows = round_up(params.num_rows, kTileRows) + kMaxTileRows;
   return kPanelBytes + kCopyBytes + rows * kPanelWidth * static_cast<std::int64_t>(sizeof(float));
 }
 

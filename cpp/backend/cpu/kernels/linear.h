@@ -13,7 +13,7 @@ struct LinearTask {
   std::int64_t scratch_bytes;
   // Quantised weights: what x was rounded with, [num_rows, in_features / group_size].
   const float* x_scales = nullptr;
-  const std::int32_t* x_sums = nullptr;  // of the rounded inputs of a group
+  const std::int32_t* x_sums = nullptr;  // QuantizedX::sums
 };
 
 // What threads need each for a call of these sizes.

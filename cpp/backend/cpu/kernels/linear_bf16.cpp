@@ -1,7 +1,9 @@
-#include "cpp/backend/cpu/kernels/linear_run.h"
+#include "cpp/backend/cpu/kernels/linear_floats.h"
 
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
-void linear_bf16(const LinearTask& task, ThreadPool& pool) { run_linear<Bf16Format>(task, pool); }
+void linear_bf16(const LinearTask& task, ThreadPool& pool) {
+  run_linear<FloatShare<Bf16Format>>(task, pool);
+}
 
 }  // namespace pagedcore::cpu::PAGEDCORE_ISA

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "cpp/backend/cpu/kernels/quantize_rows.h"
+
 // How one dtype of weights meets x. Of floats, a Vec holds kVecInputs inputs of one output, those
 // of weights and of x side by side as they lie in memory, so that an output has kLanes sums, which
 // are added at the end of a segment.
@@ -70,9 +72,10 @@ using Bf16Format = Bf16FormatOf<kHasBf16Dot>::Type;
 
 // Weights of 8 or 4 bits. x is rounded to signed bytes with one scale for every group of inputs, so
 // that a group's sum of products is an exact integer; groups are added in float32 in their order.
-// An output is the same for every instruction set but for the last bits of that addition. Sums run
-// over steps of kStepInputs inputs, which are 16 bytes of a weight's row: kQuads quads of 32-bit
-// units of kUnitInputs inputs each. A Vec of weights holds a quad of kLanes / 4 outputs.
+// An output is the same for every instruction set but for the last bits of that addition. A step
+// are the kStepInputs inputs in 16 bytes of a weight's row: kQuads quads of four 32-bit units, of 4
+// bits the even and then the odd ones. A row of x has a byte an input, in the order of weights that
+// are read a Vec at a time: of 4 bits, of each kVecInputs inputs the even and then the odd ones.
 template <int kBits>
 struct QuantizedFormat {
   using Weight = std::uint8_t;
@@ -80,23 +83,27 @@ struct QuantizedFormat {
   using Sums = Bytes::Sums;
   static constexpr bool kQuantized = true;
   static constexpr int kUnitInputs = 4;
-  static constexpr int kQuads = 8 / kBits;  // of 4 bits: of even, then of odd inputs
+  static constexpr int kQuads = 8 / kBits;
   static constexpr int kStepInputs = 16 * kQuads;
-  static constexpr int kOffset = kBits == 8 ? 128 : 8;  // of weights as load_step gives them
+  static constexpr int kVecBytes = 4 * kLanes;
+  static constexpr int kVecInputs = kVecBytes * kQuads;
+  static constexpr int kOffset = weight_offset(kBits == 8 ? DType::kInt8 : DType::kInt4);
 
   static constexpr std::int64_t weight_bytes(std::int64_t inputs) { return inputs * kBits / 8; }
-  // A step of the outputs at p, p + stride, .. (in bytes).
-  static void load_step(const void* p, std::int64_t stride, Vec (&quads)[kQuads]) {
-    const Vec raw = load_quads(p, stride);
+  // Bytes from the start of a row of x to a step, whose quads lie kVecBytes apart.
+  static constexpr std::int64_t x_offset(std::int64_t step) {
+    constexpr int kVecSteps = kVecInputs / kStepInputs;
+    return step / kVecSteps * kVecInputs + step % kVecSteps * 16;
+  }
+  // Units of unsigned bytes, for each quad.
+  static void unpack(Vec raw, Vec (&units)[kQuads]) {
     if constexpr (kBits == 8) {
-      quads[0] = Bytes::flip_signs(raw);
+      units[0] = Bytes::flip_signs(raw);
     } else {
-      quads[0] = Bytes::low_nibbles(raw);
-      quads[1] = Bytes::high_nibbles(raw);
+      units[0] = Bytes::low_nibbles(raw);
+      units[1] = Bytes::high_nibbles(raw);
     }
   }
-  static Sums no_sums() { return Bytes::splat_sum(0); }
-  static Sums multiply_add(Sums sums, Vec w, Vec x) { return Bytes::dot(sums, w, x); }
 };
 
 }  // namespace pagedcore::cpu::PAGEDCORE_ISA

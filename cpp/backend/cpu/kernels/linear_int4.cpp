@@ -1,9 +1,9 @@
-#include "cpp/backend/cpu/kernels/linear_run.h"
+#include "cpp/backend/cpu/kernels/linear_quantized_share.h"
 
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
 void linear_int4(const LinearTask& task, ThreadPool& pool) {
-  run_linear<QuantizedFormat<4>>(task, pool);
+  run_linear<QuantizedShare<QuantizedFormat<4>>>(task, pool);
 }
 
 }  // namespace pagedcore::cpu::PAGEDCORE_ISA

@@ -131,12 +131,24 @@ template <typename F, int R, int V, typename W, typename Before>
 // Rows of x whose sums with a quad of outputs registers hold.
 inline constexpr int kStreamTileRows = kNumRegisters >= 32 ? 4 : 2;
 
-// The totals of a quad of outputs, added to those of earlier segments where this is not the first.
-[[gnu::always_inline]] inline void add_totals(const Vec (&acc)[4], bool first, float* sums) {
-  if (first) return sum_each(acc, sums);
-  float totals[4];
-  sum_each(acc, totals);
-  for (int v = 0; v < 4; ++v) sums[v] += totals[v];
+// The totals of a quad of outputs for R rows of x, added to those of earlier segments where this is
+// not the first.
+template <int R>
+[[gnu::always_inline]] inline void add_totals(const Vec (&acc)[R][4], bool first, float* sums) {
+#pragma GCC unroll 4
+  for (int r = 0; r < R; r += 2) {
+    const int next = r + 1 < R ? r + 1 : r;
+    float* const to[2] = {sums + r * kPanelWidth, sums + next * kPanelWidth};
+    if (first) {
+      sum_each(acc[r], acc[next], to[0], to[1]);
+      continue;
+    }
+    float totals[2][4];
+    sum_each(acc[r], acc[next], totals[0], totals[1]);
+    for (int i = 0; i <= next - r; ++i) {
+      for (int v = 0; v < 4; ++v) to[i][v] += totals[i][v];
+    }
+  }
 }
 
 // Few rows: the sums of one kOutIn block for R rows of x, its weights read once from memory. One
@@ -169,12 +181,13 @@ void stream_block(const Block<F>& block, const Block<F>& next, std::int64_t in_f
           };
           multiply_rows<F, kRows, V>(w + v, x_rows, count, fetch, acc[v / V]);
         }
+        Vec totals[kRows][4];
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) {
-          const Vec totals[4] = {acc[0][r][0], acc[1 / V][r][1 % V], acc[2 / V][r][2 % V],
-                                 acc[3 / V][r][3 % V]};
-          add_totals(totals, k == 0, sums + (row + r) * kPanelWidth + quad);
+#pragma GCC unroll 4
+          for (int v = 0; v < 4; ++v) totals[r][v] = acc[v / V][r][v % V];
         }
+        add_totals(totals, k == 0, sums + row * kPanelWidth + quad);
       }
     }
   }
@@ -218,8 +231,7 @@ void multiply_tile(const typename F::Operand* const* w, const typename F::Operan
   Vec acc[R][4];
   const auto fetch = [&](std::int64_t) __attribute__((always_inline)) { prefetch.step(); };
   multiply_rows<F, R, 4>(w, x, num_inputs, fetch, acc);
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) add_totals(acc[r], first, sums + r * kPanelWidth);
+  add_totals(acc, first, sums);
 }
 
 }  // namespace pagedcore::cpu::PAGEDCORE_ISA

@@ -47,10 +47,7 @@ inline float sum(Vec a) {
   x = _mm_add_ps(x, _mm_movehl_ps(x, x));
   return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
 }
-// out[i] = sum(a[i])
-[[gnu::always_inline]] inline void sum_each(const Vec (&a)[4], float* out) {
-  sum_each(a[0], a[1], a[2], a[3], out);
-}
+// sum_each(a, b, out_a, out_b), of x86_sum_each.h: out_a[i] = sum(a[i]), out_b[i] = sum(b[i]).
 inline float max_lane(Vec a) {
   __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
   x = _mm_max_ps(x, _mm_movehl_ps(x, x));

@@ -41,6 +41,17 @@ struct Bytes {
   static Sums multiply(Sums a, Sums b) { return _mm256_mullo_epi32(a, b); }
   static Sums add(Sums a, Sums b) { return _mm256_add_epi32(a, b); }
   static Vec to_float(Sums a) { return _mm256_cvtepi32_ps(a); }
+  // Lane 4 q + i: the sum of lanes 4 q to 4 q + 3 of a[i].
+  static Sums join(const Sums (&a)[4]) {
+    const auto add_pairs = [](Sums x, Sums y) __attribute__((always_inline)) {
+      const Vec swapped = _mm256_shuffle_ps(_mm256_castsi256_ps(x), _mm256_castsi256_ps(y), 0x4e);
+      return add(_mm256_blend_epi32(x, y, 0xcc), _mm256_castps_si256(swapped));
+    };
+    const Sums even = add_pairs(a[0], a[2]);
+    const Sums odd = add_pairs(a[1], a[3]);
+    return add(_mm256_blend_epi32(even, odd, 0xaa),
+               _mm256_shuffle_epi32(_mm256_blend_epi32(even, odd, 0x55), 0xb1));
+  }
   // In each unit, sums plus the four products of an unsigned byte of a and a signed byte of b;
   // exact.
   static Sums dot(Sums sums, Vec a, Vec b) {

@@ -38,12 +38,20 @@ inline float sum(Vec a) {
   x = _mm_add_ps(x, _mm_movehl_ps(x, x));
   return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
 }
-// out[i] = sum(a[i])
-[[gnu::always_inline]] inline void sum_each(const Vec (&a)[4], float* out) {
-  const auto halves = [](Vec v) __attribute__((always_inline)) {
+// out_a[i] = sum(a[i]), out_b[i] = sum(b[i])
+[[gnu::always_inline]] inline void sum_each(const Vec (&a)[4], const Vec (&b)[4], float* out_a,
+                                            float* out_b) {
+  __m256 halves_a[4];
+  __m256 halves_b[4];
+  const auto add_halves = [](Vec v) __attribute__((always_inline)) {
     return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
   };
-  sum_each(halves(a[0]), halves(a[1]), halves(a[2]), halves(a[3]), out);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    halves_a[i] = add_halves(a[i]);
+    halves_b[i] = add_halves(b[i]);
+  }
+  sum_each(halves_a, halves_b, out_a, out_b);
 }
 inline float max_lane(Vec a) {
   const __m256 y = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));

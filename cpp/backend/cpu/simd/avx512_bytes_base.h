@@ -33,6 +33,16 @@ struct Bytes {
   static Sums multiply(Sums a, Sums b) { return _mm512_mullo_epi32(a, b); }
   static Sums add(Sums a, Sums b) { return _mm512_add_epi32(a, b); }
   static Vec to_float(Sums a) { return _mm512_cvtepi32_ps(a); }
+  static Sums join(const Sums (&a)[4]) {
+    const auto add_pairs = [](Sums x, Sums y) __attribute__((always_inline)) {
+      const Vec swapped = _mm512_shuffle_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(y), 0x4e);
+      return add(_mm512_mask_blend_epi32(0xcccc, x, y), _mm512_castps_si512(swapped));
+    };
+    const Sums even = add_pairs(a[0], a[2]);
+    const Sums odd = add_pairs(a[1], a[3]);
+    return add(_mm512_mask_blend_epi32(0xaaaa, even, odd),
+               _mm512_shuffle_epi32(_mm512_mask_blend_epi32(0x5555, even, odd), _MM_PERM_CDAB));
+  }
   static Sums dot(Sums sums, Vec a, Vec b);  // each set has its own
 };
 

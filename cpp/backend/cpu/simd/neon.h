@@ -35,8 +35,9 @@ inline float sum(Vec a) {
   const float32x2_t x = vadd_f32(vget_low_f32(a), vget_high_f32(a));
   return vget_lane_f32(x, 0) + vget_lane_f32(x, 1);
 }
-inline void sum_each(const Vec (&a)[4], float* out) {
-  vst1q_f32(out, vpaddq_f32(vpaddq_f32(a[0], a[1]), vpaddq_f32(a[2], a[3])));
+inline void sum_each(const Vec (&a)[4], const Vec (&b)[4], float* out_a, float* out_b) {
+  vst1q_f32(out_a, vpaddq_f32(vpaddq_f32(a[0], a[1]), vpaddq_f32(a[2], a[3])));
+  vst1q_f32(out_b, vpaddq_f32(vpaddq_f32(b[0], b[1]), vpaddq_f32(b[2], b[3])));
 }
 inline float max_lane(Vec a) { return vmaxvq_f32(a); }
 
