@@ -62,7 +62,7 @@ PYTHON_LAYERS = [
         "quantized_checkpoint",
         "safetensors_file",
     ],
-    ["checkpoint"],
+    ["checkpoint", "text_pieces"],
     ["quantization"],
     ["llm"],
     ["cli"],

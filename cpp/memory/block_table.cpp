@@ -60,6 +60,7 @@ bool BlockTable::try_prepare_write(std::int64_t begin, std::int64_t end,
                     "try_prepare_write: [begin, end) must start in the table's ", num_slots(),
                     " slots or right behind them, got [", begin, ", ", end, ")");
   if (begin == end) return true;
+  if (begin == num_slots()) return try_reserve(end);
   const std::int32_t first = static_cast<std::int32_t>(begin / block_size_);
   const std::int32_t last = std::min(blocks_for(end), num_blocks());
   std::int32_t needed = std::max(blocks_for(end) - num_blocks(), 0);

@@ -285,6 +285,16 @@ def test_the_kv_map_shows_every_block_and_every_table():
     engine.abort(request)
 
 
+def test_the_kv_map_tells_in_which_step_a_block_was_last_used():
+    engine = engine_of(num_blocks=32)
+    engine.add_request(PROMPT, params(max_tokens=5))
+    run(engine)
+    view = engine.kv_map()
+    assert view.step == 5
+    uses = [view.blocks[block].last_use for block in range(32)]
+    assert sorted(uses, reverse=True) == [5] * 5 + [0] * 27  # 17 tokens, until they were let go
+
+
 def test_the_slots_that_stats_tells_of_add_up_to_the_pool():
     engine = engine_of(num_blocks=32, block_size=4)
     engine.add_request(PROMPT[4:], params(max_tokens=4))
