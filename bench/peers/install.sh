@@ -36,7 +36,8 @@ llama_cpp() { # the programs of llama.cpp, from the source that llama-cpp-python
     tar -xzf "$peers"/llama_cpp_python-*.tar.gz -C "$dir" --strip-components=1
   fi
   cmake -S "$dir/vendor/llama.cpp" -B "$dir" -G "Unix Makefiles" -DCMAKE_BUILD_TYPE=Release \
-    -DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF
+    -DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF \
+    -DLLAMA_USE_PREBUILT_UI=OFF
   cmake --build "$dir" -j2 --target llama-server llama-quantize
 }
 

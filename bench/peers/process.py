@@ -74,6 +74,11 @@ class EngineProcess:
         self._command = [installation.python, str(HERE / "run_engine.py"), name, str(model_dir)]
         self._command += ["--weights", weights, "--threads", str(threads)]
 
+    @property
+    def running(self) -> bool:
+        """Whether there is a process."""
+        return self._process is not None
+
     def start(self) -> float:
         """Seconds from the start of the process to the first token of a 128-token prompt."""
         with open(self._log, "w") as stderr:

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 
-from engines import ENGINES
+from engines import ENGINES, Batch
 
 
 def answers_only() -> int:
@@ -38,7 +38,7 @@ def main() -> None:
 
     engine = ENGINES[args.engine](args.weights)
     engine.load(args.model_dir, args.threads)
-    engine.generate([list(range(300, 428))], 1)
+    engine.generate(Batch([list(range(300, 428))], [1]))
     answer({"ready": True})
 
     from workload import Work  # imports numpy: not part of the time to the first token

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 from model_limits import ModelLimits
 
@@ -38,15 +39,16 @@ def higher_is_better(figure: str) -> bool:
 class Table:
     """Rows of one model size and width of weights.
 
-    ``results`` are compare_peers.py's JSON lines. Cells are medians over the rounds, with their
-    range, and the share of the limits that were measured around the same rounds.
+    ``results`` are compare_peers.py's JSON lines, oldest first; of each figure those of the newest
+    run count. Cells are medians over the rounds, with their range, and the share of the limits that
+    were measured around the same rounds.
     """
 
     def __init__(self, results: list[dict], size: str, weights: str) -> None:
         self._size, self._weights = size, weights
-        self._lines = [
-            line for line in results if line["size"] == size and line["weights"] == weights
-        ]
+        lines = [line for line in results if (line["size"], line["weights"]) == (size, weights)]
+        newest = {line["figure"]: line["run"] for line in lines}
+        self._lines = [line for line in lines if line["run"] == newest[line["figure"]]]
         self._values: dict[str, dict[str, Rounds]] = defaultdict(lambda: defaultdict(dict))
         self._over: dict[tuple[str, str], float] = {}
         self._limits: dict[str, Rounds] = defaultdict(dict)
@@ -61,15 +63,16 @@ class Table:
                 self._limits[figure][line["round"]] = bounds[figure]
 
     def markdown(self) -> str:
-        """The whole table; the machine's limits on top."""
+        """The whole table; commits and the machine's limits on top."""
         engines = sorted({line["engine"] for line in self._lines}, key=lambda e: (e != OURS, e))
         heads = [f"{self._size}, {self._weights}", "limit", *engines, "to best peer", "to reach"]
         rows = [heads, ["---"] * len(heads)]
         rows += [self._row(figure, engines) for figure in self._values]
-        return "\n".join([*self._machine(), "", *("| " + " | ".join(row) + " |" for row in rows)])
+        return "\n".join([*self._origin(), "", *("| " + " | ".join(row) + " |" for row in rows)])
 
-    def _machine(self) -> Iterator[str]:
-        """Median and range of the limits that were measured around the rounds."""
+    def _origin(self) -> Iterator[str]:
+        """Commits, and median and range of the limits that were measured around the rounds."""
+        yield "commit " + ", ".join(dict.fromkeys(line["commit"] for line in self._lines)) + "  "
         for limit in self._lines[0]["limits"]:
             values = [line["limits"][limit] for line in self._lines]
             middle = statistics.median(values)
@@ -120,3 +123,15 @@ class Table:
         if figure in ratios[self._size]:
             return f"{ratios[self._size][figure]}x"
         return ABSOLUTE_TARGETS[self._size].get(figure, "") if self._weights == "bf16" else ""
+
+
+def write_into(document: Path, name: str, table: str) -> None:
+    """Puts a table into its place in a markdown document, between two comments; ValueError: none.
+
+    The place begins with ``<!-- table NAME -->`` and ends with ``<!-- end -->``.
+    """
+    before, begin, rest = document.read_text().partition(f"<!-- table {name} -->\n")
+    _, end, after = rest.partition("<!-- end -->")
+    if not end:
+        raise ValueError(f"{document} has no place for the table {name}")
+    document.write_text(f"{before}{begin}{table}\n{end}{after}")

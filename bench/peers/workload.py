@@ -8,17 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from engines import Engine, Prompts
+from engines import Batch, Engine
 
 FIRST_ID, LAST_ID = 300, 19_000  # ordinary token ids in both models
-
-
-def random_prompts(rng: np.random.Generator, count: int, length: int) -> Prompts:
-    """``count`` prompts of ``length`` random token ids."""
-    return [rng.integers(FIRST_ID, LAST_ID, length).tolist() for _ in range(count)]
 
 
 def trace_lengths(seed: int = 0, count: int = 64) -> tuple[list[int], list[int]]:
@@ -47,18 +41,18 @@ class Work:
 
     def warm_up(self) -> None:
         """The first requests of a process pay for what it makes lazily."""
-        self._seconds(self._fresh(1, 128), 8)
-        self._seconds(self._fresh(2, 64), 4)
+        self._seconds(Batch(self._fresh(1, 128), [8]))
+        self._seconds(Batch(self._fresh(2, 64), [4] * 2))
 
-    def _fresh(self, count: int, length: int) -> Prompts:
-        return random_prompts(self._rng, count, length)
+    def _fresh(self, count: int, length: int) -> list[list[int]]:
+        """``count`` prompts of ``length`` random token ids."""
+        return self._rng.integers(FIRST_ID, LAST_ID, (count, length)).tolist()
 
-    def _seconds(self, prompts: Prompts, new: int | list[int], **sampling: Any) -> float:
+    def _seconds(self, batch: Batch) -> float:
         """Wall time of one batch; fails if the engine produced another number of tokens."""
-        samples = sampling.get("n", 1)
-        expected = samples * (sum(new) if isinstance(new, list) else new * len(prompts))
+        expected = batch.samples * sum(batch.lengths)
         start = time.perf_counter()
-        produced = self._engine.generate(prompts, new, **sampling)
+        produced = self._engine.generate(batch)
         elapsed = time.perf_counter() - start
         if produced != expected:
             raise RuntimeError(f"the engine produced {produced} tokens, not {expected}")
@@ -66,32 +60,32 @@ class Work:
 
     def first_token(self) -> float:
         """Seconds to the first token of a 128-token prompt."""
-        return self._seconds(self._fresh(1, 128), 1)
+        return self._seconds(Batch(self._fresh(1, 128), [1]))
 
     def prefill(self, length: int) -> float:
         """Prompt tokens a second of one prompt."""
-        return length / self._seconds(self._fresh(1, length), 1)
+        return length / self._seconds(Batch(self._fresh(1, length), [1]))
 
     def decode(self, batch: int) -> float:
         """Generated tokens a second once the 128-token prompts are computed."""
-        first = self._seconds(self._fresh(batch, 128), 1)
-        whole = self._seconds(self._fresh(batch, 128), self._decode_tokens)
+        first = self._seconds(Batch(self._fresh(batch, 128), [1] * batch))
+        whole = self._seconds(Batch(self._fresh(batch, 128), [self._decode_tokens] * batch))
         return batch * (self._decode_tokens - 1) / (whole - first)
 
     def parallel(self) -> float:
         """Seconds for 8 prompts of 512 tokens with 8 samples of 64 tokens each."""
-        return self._seconds(self._fresh(8, 512), 64, n=8, temperature=1.0)
+        return self._seconds(Batch(self._fresh(8, 512), [64] * 8, samples=8, temperature=1.0))
 
     def prefix(self) -> float:
         """Seconds for 32 requests of 32 tokens on one 1,024-token prefix, into a cold cache."""
         (shared,) = self._fresh(1, 1024)
-        return self._seconds([shared + own for own in self._fresh(32, 32)], 32)
+        return self._seconds(Batch([shared + own for own in self._fresh(32, 32)], [32] * 32))
 
     def trace(self) -> float:
         """Seconds for 64 requests of ShareGPT-like lengths, all submitted at once."""
         prompt_lengths, output_lengths = trace_lengths()
         prompts = [self._fresh(1, length)[0] for length in prompt_lengths]
-        return self._seconds(prompts, output_lengths)
+        return self._seconds(Batch(prompts, output_lengths))
 
 
 FIGURES: dict[str, Callable[[Work], float]] = {

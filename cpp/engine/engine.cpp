@@ -63,8 +63,6 @@ Engine::Impl::Impl(const ModelConfig& model_config, Weights weights,
   updates.reserve(config.max_num_seqs);
 }
 
-Engine::Impl::~Impl() = default;
-
 // Moves a few blocks, whose content does not matter yet, there and back.
 void Engine::Impl::measure_swap_speed() {
   constexpr std::int64_t kMaxBlocks = 16;

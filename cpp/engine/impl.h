@@ -28,11 +28,8 @@ namespace pagedcore {
 // Invariant: Sequence::user of every sequence of the scheduler is its SequenceState, and
 // SequenceState::sequence leads back.
 struct Engine::Impl {
-  using Target = SampleTarget;
-
   Impl(const ModelConfig& model, Weights weights, std::unique_ptr<Backend> backend,
        const EngineConfig& config);
-  ~Impl();
   void measure_swap_speed();
 
   // requests.cpp
@@ -75,7 +72,6 @@ struct Engine::Impl {
                  Snapshot& snapshot) const;
   void read_kv(const Sequence& sequence, SavedSequence& saved) const;
   void require_loadable(const Snapshot& snapshot, const SamplingParams* params) const;
-  void go_on(RequestState& request, const Snapshot& snapshot) const;
   void restore(RequestState& request, const Snapshot& snapshot);
   void write_kv(const SequenceGroup& group, std::span<const SavedSequence> saved,
                 std::span<std::byte> block, std::vector<bool>& is_written);
@@ -91,12 +87,9 @@ struct Engine::Impl {
   void build(const StepPlan& plan);
   std::size_t repeat_lanes(std::span<const Span> spans);
   void add_span(const Span& span);
-  void open_lane(DecodeLane& lane, SequenceState& state, std::int32_t sample);
-  void note_span(RequestState& request, const Span& span);
   std::int32_t add_samples(SequenceState& state, std::int32_t logit_row);
   void move_blocks(const StepPlan& plan);
   void compute(bool follows_samples);
-  void finish_computing();
   bool may_look_ahead() const;
   void look_ahead();
   void retract();
@@ -104,7 +97,7 @@ struct Engine::Impl {
   void leave_lane(const SequenceState& state);
   void compute_prompt_logprobs(std::int32_t first_row);
   void take_tokens();
-  void take_from_target(const Target& target);
+  void take_from_target(const SampleTarget& target);
   inline void take_from_lane(DecodeLane& lane);
   void measure_costs(const StepPlan& plan);
 
@@ -112,7 +105,6 @@ struct Engine::Impl {
   void take_first_tokens(SequenceState& state, std::int32_t sample);
   void take_token(SequenceState& state, std::int32_t sample);
   std::span<const TokenLogprob> logprobs_of(const RequestState& request, std::int32_t sample);
-  FinishReason finish_reason_after(const SequenceState& state, TokenId token) const;
   void finish(SequenceState& state, FinishReason reason, TokenId stop_token);
   void end_request(RequestState& request);
   void report(const SequenceState& state, std::span<const TokenId> tokens,
@@ -148,13 +140,12 @@ struct Engine::Impl {
   std::unordered_map<RequestId, std::unique_ptr<RequestState>> held;  // ended
 
   // One step's own, kept to be used again.
-  std::vector<DecodeLane> lanes;  // [spans of the last batch]
-  std::vector<Target> targets;    // those without a lane
+  std::vector<DecodeLane> lanes;      // [spans of the last batch]
+  std::vector<SampleTarget> targets;  // those without a lane
   std::vector<PromptRows> prompt_rows;
   std::int32_t num_sampled_rows = 0;  // of logits; those of prompt_rows follow
   const StepPlan* plan = nullptr;     // the scheduler's last
-  // The next step runs already, planned before this one's tokens were known; see look_ahead().
-  bool is_ahead = false;
+  bool is_ahead = false;              // the next step runs already, see look_ahead()
   ForwardBatch staged;
   const float* logits = nullptr;
   Clock::time_point now;

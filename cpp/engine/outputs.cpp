@@ -6,6 +6,20 @@
 
 namespace pagedcore {
 
+namespace {
+
+FinishReason finish_reason_after(const SequenceState& state, TokenId token) {
+  const RequestState& request = *state.request;
+  if (!request.stop_tokens.empty() && state.num_output() >= request.params.min_tokens &&
+      request.is_stop_token(token)) {
+    return FinishReason::kStop;
+  }
+  if (state.sequence->num_tokens() >= request.max_total_tokens) return FinishReason::kLength;
+  return FinishReason::kNone;
+}
+
+}  // namespace
+
 SequenceUpdate& Engine::Impl::new_update(RequestState& request) {
   SequenceUpdate& update = updates.add();
   update.request_id = request.id;
@@ -40,16 +54,6 @@ std::span<const TokenLogprob> Engine::Impl::logprobs_of(const RequestState& requ
   const std::span<TokenLogprob> entries = std::span(logprob_entries).subspan(first);
   samples.write_logprobs(sample, entries);
   return entries;
-}
-
-FinishReason Engine::Impl::finish_reason_after(const SequenceState& state, TokenId token) const {
-  const RequestState& request = *state.request;
-  if (!request.stop_tokens.empty() && state.num_output() >= request.params.min_tokens &&
-      request.is_stop_token(token)) {
-    return FinishReason::kStop;
-  }
-  if (state.sequence->num_tokens() >= request.max_total_tokens) return FinishReason::kLength;
-  return FinishReason::kNone;
 }
 
 void Engine::Impl::take_first_tokens(SequenceState& state, std::int32_t sample) {

@@ -87,6 +87,17 @@ void copy_saved(const KvCacheView& cache, std::span<const SavedSequence> saved, 
   }
 }
 
+// Gives a request what it had come to when it was saved, but for its sequences.
+void go_on(RequestState& request, const Snapshot& snapshot) {
+  request.seed = snapshot.seed;
+  request.prompt_logprobs_reported = snapshot.prompt_logprobs_reported;
+  request.num_prompt_logprobs_done = snapshot.num_prompt_logprobs_done;
+  if (!snapshot.prompt_logprobs_reported) request.prompt_logprobs = snapshot.prompt_logprobs;
+  if (request.beams != nullptr) {
+    request.beams->restore(snapshot.beam_scores, snapshot.hypotheses);
+  }
+}
+
 }  // namespace
 
 // Of the configuration, and of a few bytes of every tensor.
@@ -227,17 +238,6 @@ RequestId Engine::Impl::load(std::span<const std::byte> bytes, const SamplingPar
   made->options.cache_salt = snapshot.cache_salt;
   if (params == nullptr) go_on(*made, snapshot);
   return start(std::move(made), [&](RequestState& request) { restore(request, snapshot); });
-}
-
-// Gives a request what it had come to when it was saved, but for its sequences.
-void Engine::Impl::go_on(RequestState& request, const Snapshot& snapshot) const {
-  request.seed = snapshot.seed;
-  request.prompt_logprobs_reported = snapshot.prompt_logprobs_reported;
-  request.num_prompt_logprobs_done = snapshot.num_prompt_logprobs_done;
-  if (!snapshot.prompt_logprobs_reported) request.prompt_logprobs = snapshot.prompt_logprobs;
-  if (request.beams != nullptr) {
-    request.beams->restore(snapshot.beam_scores, snapshot.hypotheses);
-  }
 }
 
 void Engine::Impl::require_loadable(const Snapshot& snapshot, const SamplingParams* params) const {

@@ -43,6 +43,25 @@ SequenceState& state_of(const Span& span) {
   return *static_cast<SequenceState*>(span.sequence->user);
 }
 
+void open_lane(DecodeLane& lane, SequenceState& state, std::int32_t sample) {
+  const RequestState& request = *state.request;
+  lane.sequence = state.sequence;
+  lane.state = &state;
+  for (const TokenId token : request.stop_tokens) lane.stop_filter |= 1ull << (token & 63);
+  lane.sample = sample;
+  lane.last_position = request.max_total_tokens - 1;
+}
+
+void note_span(RequestState& request, const Span& span, Clock::time_point now) {
+  if (!request.has_run) {
+    request.has_run = true;
+    request.metrics.queue_us =
+        static_cast<std::int64_t>(microseconds_between(request.arrival, now));
+    request.metrics.num_cached_tokens = span.context_len;
+  }
+  request.metrics.num_recomputed_tokens += span.num_recomputed;
+}
+
 }  // namespace
 
 std::span<const SequenceUpdate> Engine::Impl::step() {
@@ -56,7 +75,8 @@ std::span<const SequenceUpdate> Engine::Impl::step() {
   try {
     if (!std::exchange(is_ahead, false)) begin = start_step();
     if (may_look_ahead()) look_ahead();
-    finish_computing();
+    samples.finish();
+    if (!prompt_rows.empty()) compute_prompt_logprobs(num_sampled_rows);
     end = Clock::now();
   } catch (...) {
     give_up();
@@ -159,7 +179,7 @@ void Engine::Impl::note_preemptions(const StepPlan& plan) {
 // fails half-way.
 void Engine::Impl::reserve_to_take(const StepPlan& plan) {
   std::size_t num_updates = config.max_num_seqs;
-  for (const Target& target : targets) {
+  for (const SampleTarget& target : targets) {
     RequestState& request = *target.state->request;
     if (request.beams == nullptr && !request.awaits_first_token()) continue;
     reserve_siblings(request, *target.state->sequence);
@@ -247,7 +267,7 @@ void Engine::Impl::add_span(const Span& span) {
   SequenceState& state = state_of(span);
   RequestState& request = *state.request;
   const std::int32_t first_token = batch.add(span);
-  note_span(request, span);
+  note_span(request, span, now);
   if (request.wants_prompt_logprobs()) {
     const std::int32_t begin = std::max(span.context_len, request.num_prompt_logprobs_done);
     const std::int32_t end =
@@ -268,25 +288,6 @@ void Engine::Impl::add_span(const Span& span) {
   } else {
     targets.push_back({&state, sample, index});
   }
-}
-
-void Engine::Impl::open_lane(DecodeLane& lane, SequenceState& state, std::int32_t sample) {
-  const RequestState& request = *state.request;
-  lane.sequence = state.sequence;
-  lane.state = &state;
-  for (const TokenId token : request.stop_tokens) lane.stop_filter |= 1ull << (token & 63);
-  lane.sample = sample;
-  lane.last_position = request.max_total_tokens - 1;
-}
-
-void Engine::Impl::note_span(RequestState& request, const Span& span) {
-  if (!request.has_run) {
-    request.has_run = true;
-    request.metrics.queue_us =
-        static_cast<std::int64_t>(microseconds_between(request.arrival, now));
-    request.metrics.num_cached_tokens = span.context_len;
-  }
-  request.metrics.num_recomputed_tokens += span.num_recomputed;
 }
 
 std::int32_t Engine::Impl::add_samples(SequenceState& state, std::int32_t logit_row) {
@@ -324,11 +325,6 @@ void Engine::Impl::compute(bool follows_samples) {
   staged = backend->stage(host_batch);
   backend->run(staged, [this] { logits = decoder.forward(staged, cache); });
   samples.start(logits, num_sampled_rows);
-}
-
-void Engine::Impl::finish_computing() {
-  samples.finish();
-  if (!prompt_rows.empty()) compute_prompt_logprobs(num_sampled_rows);
 }
 
 // The rows of prompt tokens lie behind those to sample from. There may be many more of them than
@@ -373,7 +369,7 @@ void Engine::Impl::take_tokens() {
   }
 }
 
-void Engine::Impl::take_from_target(const Target& target) {
+void Engine::Impl::take_from_target(const SampleTarget& target) {
   RequestState& request = *target.state->request;
   if (request.beams != nullptr) {
     offer_candidates(*target.state, target.sample);

@@ -282,6 +282,10 @@ void SchedulerCore::release_blocks(Sequence& sequence, bool content_is_good) {
   give_row_back(sequence);
 }
 
+GroupQueue& SchedulerCore::queue_of(const SequenceGroup& group) {
+  return group.state_ == GroupState::kWaiting ? waiting_ : resumed_;
+}
+
 void SchedulerCore::remove_from_queue(SequenceGroup& group) {
   if (group.state_ == GroupState::kFinished) return;
   if (group.state_ == GroupState::kRunning) {

@@ -33,12 +33,10 @@ class SchedulerCore {
   void retract();
   bool goes_on() const;
   void append_token(Sequence& sequence, TokenId token) {
-    drop_pending(sequence);
+    if (sequence.tokens_.back() == kPendingToken) sequence.tokens_.pop_back();
     sequence.tokens_.push_back(token);
   }
-  void drop_pending(Sequence& sequence) {
-    if (sequence.tokens_.back() == kPendingToken) sequence.tokens_.pop_back();
-  }
+  void drop_pending(Sequence& sequence);
   Sequence& fork(Sequence& sequence, std::int32_t num_tokens);
   void reserve_forks(Sequence& sequence, std::int32_t count);
   std::vector<TokenId> finish(Sequence& sequence);
@@ -47,9 +45,7 @@ class SchedulerCore {
   std::vector<TokenId> release(Sequence& sequence);
   void abort(RequestId request_id);
   Sequence* find(SequenceId id) const;
-  bool has_unfinished() const {
-    return !running_.empty() || !resumed_.empty() || !waiting_.empty();
-  }
+  bool has_unfinished() const;
   void set_tenant_quota(std::string_view tenant, std::int32_t num_blocks);
   void set_costs(const PreemptionCosts& costs);
   SchedulerStats stats() const;
@@ -59,9 +55,7 @@ class SchedulerCore {
  private:
   using Queue = GroupQueue;
   static Queue::key_type key(const SequenceGroup& g) { return {g.priority_, g.arrival_}; }
-  Queue& queue_of(const SequenceGroup& g) {
-    return g.state_ == GroupState::kWaiting ? waiting_ : resumed_;
-  }
+  Queue& queue_of(const SequenceGroup& group);
 
   // core.cpp: requests come and go
   void require_feasible(const GroupSpec& spec, std::int64_t num_tokens,
@@ -100,9 +94,7 @@ class SchedulerCore {
   static Sequence* only_of(const SequenceGroup& group);
   void admit();
   SequenceGroup* next_to_admit();  // or null; quotas make it pass over some
-  bool fits_seqs(const SequenceGroup& group) const {
-    return num_running_seqs_ + group.num_sequences_ <= config_.max_num_seqs;
-  }
+  bool fits_seqs(const SequenceGroup& group) const;
   void reserve_to_run(SequenceGroup& group);
   bool try_run(SequenceGroup& group, std::int32_t headroom);
   bool try_run_partially(SequenceGroup& group);

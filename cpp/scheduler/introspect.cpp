@@ -90,6 +90,10 @@ KvMap SchedulerCore::kv_map() const {
   return map;
 }
 
+bool SchedulerCore::has_unfinished() const {
+  return !running_.empty() || !resumed_.empty() || !waiting_.empty();
+}
+
 std::vector<std::string> SchedulerCore::check_invariants() const {
   std::vector<std::string> report = kv_->check_invariants();
   check_queues(report);

@@ -81,6 +81,10 @@ void SchedulerCore::retract() {
   kv_->end_step();
 }
 
+void SchedulerCore::drop_pending(Sequence& sequence) {
+  if (sequence.tokens_.back() == kPendingToken) sequence.tokens_.pop_back();
+}
+
 bool SchedulerCore::goes_on() const {
   const auto num_spans = static_cast<std::int32_t>(plan_.spans.size());
   return plan_is_open_ && num_spans == num_running_seqs_ && num_partial_ == 0 && resumed_.empty() &&
@@ -273,6 +277,10 @@ SequenceGroup* SchedulerCore::next_to_admit() {
   SequenceGroup* waiting = first(waiting_);
   if (resumed == nullptr || waiting == nullptr) return resumed == nullptr ? waiting : resumed;
   return waiting->priority_ < resumed->priority_ ? waiting : resumed;
+}
+
+bool SchedulerCore::fits_seqs(const SequenceGroup& group) const {
+  return num_running_seqs_ + group.num_sequences_ <= config_.max_num_seqs;
 }
 
 void SchedulerCore::admit() {

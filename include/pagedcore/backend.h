@@ -49,20 +49,6 @@ struct ActivationDTypes {
   DType query = DType::kFloat32;     // rotated queries
 };
 
-// The largest batches of an engine, and the shapes of its model that a backend's own memory grows
-// with; what is 0 is not reserved for.
-struct StepLimits {
-  std::int32_t max_tokens = 0;
-  std::int32_t max_seqs = 0;
-  std::int64_t table_stride = 0;  // blocks of the longest sequence
-  std::int64_t block_size = 0;    // tokens
-  std::int64_t num_heads = 0;
-  std::int64_t head_dim = 0;
-  std::int64_t gated_width = 0;  // outputs of a gate
-  DType operand = DType::kFloat32;
-  friend bool operator==(const StepLimits&, const StepLimits&) = default;
-};
-
 // Device memory and the ops of a forward pass. The public op checks its parameters once (throws
 // InvalidArgument) and calls the private virtual do_ function, which trusts them. An empty batch is
 // a no-op. Ops run in call order; none allocates. Not thread-safe.

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <span>
 
+#include "pagedcore/dtype.h"
 #include "pagedcore/types.h"
 
 namespace pagedcore {
@@ -39,6 +40,20 @@ struct ForwardBatch {
   const std::int32_t* logit_rows = nullptr;  // [num_logit_rows] tokens whose logits are wanted
 
   std::span<const TableUpdate> table_updates;  // host memory, also after stage()
+};
+
+// The largest batches of an engine, and the shapes of its model that a backend's own memory grows
+// with; what is 0 is not reserved for.
+struct StepLimits {
+  std::int32_t max_tokens = 0;
+  std::int32_t max_seqs = 0;
+  std::int64_t table_stride = 0;  // blocks of the longest sequence
+  std::int64_t block_size = 0;    // tokens
+  std::int64_t num_heads = 0;
+  std::int64_t head_dim = 0;
+  std::int64_t gated_width = 0;  // outputs of a gate
+  DType operand = DType::kFloat32;
+  friend bool operator==(const StepLimits&, const StepLimits&) = default;
 };
 
 }  // namespace pagedcore
