@@ -100,6 +100,7 @@ class SchedulerCore {
   static Sequence* only_of(const SequenceGroup& group);
   void admit();
   SequenceGroup* next_to_admit();  // or null; quotas make it pass over some
+  bool gains_by_waiting(const SequenceGroup& group) const;
   bool fits_seqs(const SequenceGroup& group) const {
     return num_running_seqs_ + group.num_sequences_ <= config_.max_num_seqs;
   }
