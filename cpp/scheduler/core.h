@@ -94,6 +94,7 @@ class SchedulerCore {
   static Sequence* only_of(const SequenceGroup& group);
   void admit();
   SequenceGroup* next_to_admit();  // or null; quotas make it pass over some
+  bool gains_by_waiting(const SequenceGroup& group) const;
   bool fits_seqs(const SequenceGroup& group) const;
   void reserve_to_run(SequenceGroup& group);
   bool try_run(SequenceGroup& group, std::int32_t headroom);
@@ -115,9 +116,7 @@ class SchedulerCore {
   bool gives_tail(const SequenceGroup& group) const;  // can give it and keep the rest
   // Takes blocks from a running group until `num_available` are, where it has so many.
   void take_from(SequenceGroup& victim, std::int32_t num_available, PreemptionCause cause);
-  void take_one_from(SequenceGroup& victim, PreemptionCause cause) {
-    take_from(victim, kv_->allocator().num_available() + 1, cause);
-  }
+  void take_one_from(SequenceGroup& victim, PreemptionCause cause);
   void preempt(SequenceGroup& group, PreemptionCause cause, bool content_is_good);
   bool try_swap_out(SequenceGroup& group, const KvManager::Tail& tail);
   bool is_swap_cheaper(const SequenceGroup& group, const KvManager::Tail& tail) const;

@@ -5,6 +5,7 @@
 #include "cpp/base/prefetch.h"
 #include "cpp/scheduler/core.h"
 #include "pagedcore/error.h"
+#include "pagedcore/prefix_cache.h"
 
 namespace pagedcore {
 namespace {
@@ -283,10 +284,32 @@ bool SchedulerCore::fits_seqs(const SequenceGroup& group) const {
   return num_running_seqs_ + group.num_sequences_ <= config_.max_num_seqs;
 }
 
+// Whether this step computes half or more of what a new group lacks, so that the prefix cache has
+// it in the next one.
+bool SchedulerCore::gains_by_waiting(const SequenceGroup& group) const {
+  const PrefixCache* cache = kv_->prefix_cache();
+  if (cache == nullptr || !group.reads_prefix_cache() || group.state_ != GroupState::kWaiting ||
+      group.waits_with_blocks_ || group.num_live() > 1) {
+    return false;
+  }
+  const auto tokens = group.sequences_[0]->tokens();
+  const std::int32_t num_cached = cache->match(tokens, group.salt()).num_tokens;
+  const auto num_lacking = static_cast<std::int32_t>(tokens.size()) - num_cached;
+  return std::ranges::any_of(plan_.spans, [&](const Span& span) {
+    const Sequence& other = *span.sequence;
+    if (span.is_plain_decode || other.num_registered_blocks_ < 0) return false;
+    const std::int32_t end = span.context_len + span.query_len;
+    if (2 * (end - num_cached) < num_lacking || other.group_->salt() != group.salt()) return false;
+    const auto begin = other.tokens().first(end);
+    const auto num_common = std::ranges::mismatch(begin, tokens).in1 - begin.begin();
+    return 2 * (num_common / kv_->block_size() * kv_->block_size() - num_cached) >= num_lacking;
+  });
+}
+
 void SchedulerCore::admit() {
   while (budget_ > 0) {
     SequenceGroup* group = next_to_admit();
-    if (group == nullptr || !fits_seqs(*group)) return;
+    if (group == nullptr || !fits_seqs(*group) || gains_by_waiting(*group)) return;
     if (lacks_memory_for_partial() && running_.back()->priority_ <= group->priority_) return;
     if (try_run(*group, headroom(nullptr))) {
       schedule_catch_up(*group);

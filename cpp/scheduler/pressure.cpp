@@ -118,6 +118,10 @@ bool SchedulerCore::gives_tail(const SequenceGroup& group) const {
   return config_.tail_preemption && kv_->can_hold_partially() && !is_rebuilding(group);
 }
 
+void SchedulerCore::take_one_from(SequenceGroup& victim, PreemptionCause cause) {
+  take_from(victim, kv_->allocator().num_available() + 1, cause);
+}
+
 void SchedulerCore::take_from(SequenceGroup& victim, std::int32_t num_available,
                               PreemptionCause cause) {
   if (!gives_tail(victim)) return preempt(victim, cause, true);

@@ -50,6 +50,22 @@ def test_two_prompts_share_the_blocks_of_their_common_beginning():
     assert second.table[:2] == first.table[:2]
 
 
+def test_a_prompt_waits_for_the_beginning_that_another_computes_in_this_step():
+    scheduler = scheduler_of()
+    first = scheduler.add(list(range(8)), request_id=1)
+    second = scheduler.add([*range(8), 90, 91], request_id=2)
+    assert spans(run(scheduler)) == [(1, 0, 8, True)]
+    assert spans(run(scheduler))[1] == (2, 8, 2, True)
+    assert second.table[:2] == first.table[:2]
+
+
+def test_a_prompt_does_not_wait_for_less_than_half_of_it():
+    scheduler = scheduler_of()
+    scheduler.add(list(range(8)), request_id=1)
+    scheduler.add([*range(4), *range(90, 96)], request_id=2)
+    assert spans(run(scheduler)) == [(1, 0, 8, True), (2, 0, 10, True)]
+
+
 def test_a_hit_inside_a_block_copies_it_and_computes_the_rest():
     scheduler = scheduler_of()
     first = scheduler.add(list(range(8)), request_id=1)
