@@ -36,6 +36,16 @@ def test_the_last_prompt_token_is_always_left_to_compute():
     assert cache.match([0]).num_tokens == 0
 
 
+def test_prompts_whose_hashes_collide_find_their_own_blocks_only():
+    allocator, cache = cache_of(num_blocks=32, block_size=2, hash_bits=1)
+    second = [8, 9]  # the same tokens behind all others
+    tables = {i: put(allocator, cache, [i, i + 1, *second], block_size=2) for i in range(8)}
+    assert len({block for table in tables.values() for block in table.blocks}) == 16
+    for i, table in tables.items():
+        assert cache.match([i, i + 1, *second, 0]).blocks == table.blocks
+    assert cache.match([20, 21, *second, 0]).num_tokens == 0
+
+
 def test_salts_do_not_see_each_other():
     allocator, cache = cache_of()
     put(allocator, cache, list(range(8)), salt="a")
