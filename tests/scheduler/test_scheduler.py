@@ -208,6 +208,48 @@ def test_a_restored_sequence_goes_on_where_it_was():
     assert spans(run(scheduler))[1] == (2, 0, 11, True)  # a file's content serves no one else
 
 
+def prefix_hits_of_next_step(scheduler):
+    before = scheduler.stats()
+    run(scheduler)
+    after = scheduler.stats()
+    return (
+        after.prompt_tokens_queried - before.prompt_tokens_queried,
+        after.prompt_tokens_hit - before.prompt_tokens_hit,
+    )
+
+
+def test_prefix_hits_count_what_the_cache_had_at_admission():
+    scheduler = scheduler_of()
+    scheduler.add(list(range(10)), request_id=1)
+    assert prefix_hits_of_next_step(scheduler) == (10, 0)
+    scheduler.add([*range(8), 90, 91, 92], request_id=2)
+    assert prefix_hits_of_next_step(scheduler) == (11, 8)
+    assert prefix_hits_of_next_step(scheduler) == (0, 0)
+
+
+def test_prefix_hits_do_not_count_what_a_fork_or_a_load_brought():
+    scheduler = scheduler_of(num_blocks=32)
+    parent = scheduler.add(list(range(8)), request_id=1)
+    run(scheduler)
+    scheduler.add([*range(8), *range(50, 54), 1], request_id=2)  # leaves 50 to 53 in the cache
+    run(scheduler)
+    scheduler.fork_request(parent.id, 8, [], request_id=3)
+    assert prefix_hits_of_next_step(scheduler) == (1, 0)
+    scheduler.fork_request(parent.id, 8, [*range(50, 54), 2, 3], request_id=4)
+    assert prefix_hits_of_next_step(scheduler) == (6, 4)
+    scheduler.restore([100], list(range(100, 111)), 10, request_id=5)
+    assert prefix_hits_of_next_step(scheduler) == (1, 0)
+
+
+def test_prefix_hits_count_those_of_a_prompt_that_is_admitted_in_part():
+    scheduler = scheduler_of(num_blocks=8)
+    scheduler.add(list(range(10)), request_id=1)
+    run(scheduler)
+    sequence = scheduler.add([*range(8), *range(100, 123)], request_id=2)
+    assert prefix_hits_of_next_step(scheduler) == (31, 8)
+    assert sequence.num_computed < sequence.num_tokens == 31
+
+
 def test_a_restore_without_room_is_computed_instead():
     scheduler = scheduler_of(num_blocks=4, partial_admission=False)
     scheduler.add(list(range(100, 112)), request_id=1)
