@@ -1,12 +1,13 @@
 // Host time of a whole engine step: plan, batch, commit, tokens, updates; forward pass, sampling
 // kernel and block moves excluded. Steady decode of --seqs sequences over a model so small that
-// it hardly touches the caches; all sequences take their blocks in the same steps, whose median is
-// given too. Allowed are 20 us at the median and 50 us at p99 for 256 sequences,
+// it hardly touches the caches. Allowed are 20 us at the median and 50 us at p99 for 256 sequences,
 // and in proportion for others; text for people on stderr, a JSON line on stdout. Instructions:
 //   valgrind --tool=callgrind --collect-atstart=no --toggle-collect='pagedcore::Engine::step()' ...
 // for two numbers of steps; the difference, less what is in Impl::compute(), is that of steady
-// steps.
+// steps. A step computes --batched_tokens of the prompts: with 2,048 their ends are spread, and so
+// are the steps in which blocks are taken; where one step computes all, all take them together.
 //   bench_engine_step [--seqs=256] [--context=512] [--steps=400] [--logprobs=-1]
+//                     [--batched_tokens=2048]
 #include <cstdio>
 #include <vector>
 
@@ -26,6 +27,7 @@ int main(int argc, char** argv) {
       test::make_tiny_llama({.hidden_size = 8, .num_layers = 1, .num_heads = 1});
   EngineConfig config;
   config.max_num_seqs = num_seqs;
+  config.max_num_batched_tokens = arguments.number("batched_tokens", 2048);
   config.max_model_len = context + num_steps + 64;
   config.num_blocks = num_seqs * (config.max_model_len / config.block_size + 2);
   config.enable_prefix_caching = arguments.number("prefix_caching", 1) != 0;

@@ -2,7 +2,6 @@
 #include <cmath>
 #include <memory>
 
-#include "cpp/base/prefetch.h"
 #include "cpp/scheduler/core.h"
 #include "pagedcore/error.h"
 #include "pagedcore/prefix_cache.h"
@@ -51,11 +50,10 @@ const StepPlan& SchedulerCore::schedule() {
 void SchedulerCore::commit() {
   PAGEDCORE_REQUIRE(plan_is_open_, "commit: there is no plan to commit");
   plan_is_open_ = false;
-  const std::span<const Span> spans = plan_.spans;
-  for (std::size_t i = 0; i < spans.size(); ++i) {
-    const Span& span = spans[i];
+  for (const Span& span : plan_.spans) {
     Sequence& sequence = *span.sequence;
-    prefetch_for_write(std::to_address(sequence.tokens_.end()));  // where its next token goes
+    // Where its next token goes: a forward pass sweeps the caches.
+    __builtin_prefetch(std::to_address(sequence.tokens_.end()), 1);
     if (span.is_plain_decode) [[likely]] {
       sequence.max_computed_ = ++sequence.num_computed_;
       continue;

@@ -23,6 +23,33 @@ def test_decoding_sequences_come_before_prompts():
     assert spans(run(scheduler)) == [(1, 4, 1, True), (2, 0, 7, False)]
 
 
+def test_a_decode_step_computes_what_came_to_each_sequence_since_the_last():
+    scheduler = scheduler_of()
+    first, second, third = (scheduler.add([10 * i, 1], request_id=i) for i in (1, 2, 3))
+    for _ in range(3):
+        plan = run(scheduler)
+    assert spans(plan) == [(i, 3, 1, True) for i in (1, 2, 3)]
+    scheduler.append_token(second.id, 8)
+    assert spans(run(scheduler)) == [(1, 4, 1, True), (3, 4, 1, True), (2, 4, 2, True)]
+    scheduler.finish(first.id)
+    assert spans(run(scheduler)) == [(2, 6, 1, True), (3, 5, 1, True)]
+    scheduler.schedule()
+    scheduler.commit()
+    scheduler.append_token(third.id, 8)  # and none to the second
+    assert spans(run(scheduler)) == [(3, 7, 1, True)]
+
+
+def test_a_decode_step_in_which_a_block_is_missing_leaves_the_others_what_they_have():
+    scheduler = scheduler_of(num_blocks=4, partial_admission=False)
+    older, _, newer = (scheduler.add([10 * i], request_id=i) for i in (1, 2, 3))
+    for _ in range(3):
+        run(scheduler)
+    assert spans(run(scheduler)) == [(i, 3, 1, True) for i in (1, 2, 3)]
+    plan = run(scheduler)  # one block is left, and two come from the newest
+    assert plan.preempted == [3] and spans(plan) == [(1, 4, 1, True), (2, 4, 1, True)]
+    assert len(older.table) == 2 and newer.num_computed == 0
+
+
 def test_admission_is_first_come_first_served_without_bypass():
     scheduler = scheduler_of(num_blocks=8, partial_admission=False)
     scheduler.add(list(range(16)), request_id=1)
