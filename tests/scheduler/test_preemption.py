@@ -164,3 +164,14 @@ def test_a_group_that_can_never_grow_ends_before_it_takes_anything_from_others()
     assert (other.num_preemptions, other.state) == (0, GroupState.RUNNING)
     scheduler.abort(1)
     assert [s.request_id for s in run(scheduler).spans] == [2]
+
+
+def test_a_tail_that_a_quota_takes_can_still_be_found_by_others():
+    scheduler = scheduler_of()
+    scheduler.set_tenant_quota("t", 6)
+    scheduler.add(list(range(500, 507)), request_id=1, tenant="t")
+    newer = scheduler.add(list(range(13)), request_id=2, tenant="t")
+    plan = run_until_preempted(scheduler)
+    assert plan.preempted == [2] and (newer.num_computed, len(newer.table)) == (12, 3)
+    scheduler.add([*newer.tokens, 90], request_id=3)
+    assert spans(run(scheduler))[-1] == (3, 14, 2, True)
