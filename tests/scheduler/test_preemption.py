@@ -175,3 +175,21 @@ def test_a_tail_that_a_quota_takes_can_still_be_found_by_others():
     assert plan.preempted == [2] and (newer.num_computed, len(newer.table)) == (12, 3)
     scheduler.add([*newer.tokens, 90], request_id=3)
     assert spans(run(scheduler))[-1] == (3, 14, 2, True)
+
+
+def test_what_waits_gives_its_blocks_before_what_runs():
+    scheduler = scheduler_of(num_blocks=6, max_num_seqs=2)
+    scheduler.add(list(range(8)), request_id=1)
+    scheduler.add(list(range(100, 107)), request_id=2)
+    run(scheduler)
+    waiting = scheduler.restore([200], list(range(200, 208)), 7, request_id=3)
+    assert waiting.num_computed == 7
+    assert run(scheduler).preempted == [] and waiting.num_computed == 0
+
+
+def test_a_request_of_higher_priority_needs_no_headroom_beside_lower_ones():
+    scheduler = scheduler_of(headroom_tokens=4, max_num_batched_tokens=64)
+    scheduler.add(list(range(46)), request_id=1, priority=1)
+    run(scheduler)
+    scheduler.add(list(range(100, 115)), request_id=2, priority=0)
+    assert (2, 0, 15, True) in spans(run(scheduler))
