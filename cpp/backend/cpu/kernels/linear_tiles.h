@@ -174,21 +174,30 @@ template <typename F>
   return F::multiply_add(acc, F::load_inputs(w + k, rest), F::load_inputs(x + k, rest));
 }
 
+// Segments of a row that are read before their lanes are added.
+inline constexpr int kStreamSegments = 8;
+
 // One row: the sums of one kOutIn block, whose weights are read in the order of memory, an output
 // after the other. The processor fetches such a stream ahead better than any prefetch would.
 template <typename F>
 void stream_block(const Block<F>& block, std::int64_t in_features, const typename F::Operand* x,
                   float* sums) {
-  for (std::int64_t k = 0; k < in_features; k += segment_inputs<F>()) {
-    const std::int64_t rest = in_features - k;
-    const std::int64_t count = rest < segment_inputs<F>() ? rest : segment_inputs<F>();
-    for (int quad = 0; quad < block.num_outputs; quad += 4) {
+  for (int quad = 0; quad < block.num_outputs; quad += 4) {
+    for (std::int64_t k = 0; k < in_features; k += kStreamSegments * segment_inputs<F>()) {
       const typename F::Weight* w[4];
       rows_of_quad(block, quad, k, w);
-      Vec acc[1][4];
-#pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) acc[0][v] = multiply_row<F>(w[v], x + k, count);
-      add_totals(acc, k == 0, sums + quad);
+      Vec acc[kStreamSegments][1][4];
+      int num_segments = 0;
+      for (int v = 0; v < 4; ++v) {
+        std::int64_t rest = in_features - k;
+        for (num_segments = 0; num_segments < kStreamSegments && rest > 0; ++num_segments) {
+          const std::int64_t at = num_segments * segment_inputs<F>();
+          const std::int64_t count = rest < segment_inputs<F>() ? rest : segment_inputs<F>();
+          acc[num_segments][0][v] = multiply_row<F>(w[v] + at, x + k + at, count);
+          rest -= count;
+        }
+      }
+      for (int i = 0; i < num_segments; ++i) add_totals(acc[i], k + i == 0, sums + quad);
     }
   }
 }
