@@ -23,15 +23,16 @@ PFN_cuTensorMapEncodeTiled_v12000 find_encode() {
 
 }  // namespace
 
-CUtensorMap describe_cache(const KvCacheView& cache, int rows) {
+CUtensorMap describe_cache(const KvCacheView& cache, int tokens, int kvs) {
   static const PFN_cuTensorMapEncodeTiled_v12000 encode = find_encode();
   const auto count = [](std::int64_t n) { return static_cast<cuuint64_t>(n); };
-  const cuuint64_t sizes[] = {count(cache.head_dim), count(cache.block_size),
-                              count(cache.num_layers * 2 * cache.num_kv_heads),
-                              count(cache.num_blocks)};
-  const cuuint64_t strides[] = {count(cache.head_dim * 2), count(cache.head_stride() * 2),
-                                count(cache.block_bytes())};
-  const cuuint32_t box[] = {64, static_cast<cuuint32_t>(rows), 1, 1};
+  const std::int64_t element_bytes = dtype_bits(cache.dtype) / 8;
+  const cuuint64_t sizes[] = {count(cache.head_dim * element_bytes / 2), count(cache.block_size), 2,
+                              count(cache.num_blocks * cache.num_layers * 2 * cache.num_kv_heads)};
+  const cuuint64_t strides[] = {count(cache.head_dim * element_bytes),
+                                count(cache.kv_stride() * element_bytes),
+                                count(cache.head_stride() * element_bytes)};
+  const cuuint32_t box[] = {64, static_cast<cuuint32_t>(tokens), static_cast<cuuint32_t>(kvs), 1};
   const cuuint32_t steps[] = {1, 1, 1, 1};
   CUtensorMap map;
   const CUresult result =
