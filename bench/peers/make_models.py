@@ -19,9 +19,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 def byte_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer padded to the model's vocabulary."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = ["<bos>", "<eos>", "<pad>", *alphabet]
+    merge = (alphabet[0], alphabet[1])  # llama.cpp loads no tokenizer without merges
+    words = ["<bos>", "<eos>", "<pad>", *alphabet, "".join(merge)]
     words += [f"<{i}>" for i in range(len(words), vocab_size)]
-    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
+    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, [merge]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
