@@ -82,22 +82,32 @@ std::int32_t BatchBuilder::add(const Span& span) {
 }
 
 void BatchBuilder::advance(std::span<const Span> spans, std::span<const TokenId> tokens) {
-  std::int32_t i = num_seqs_;
-  std::ranges::copy(tokens, tokens_.begin() + i);
-  for (const Span& span : spans) {
+  const std::int32_t first = num_seqs_;
+  const auto count = static_cast<std::int32_t>(spans.size());
+  const std::int32_t offset_mask = block_size_ - 1;
+  std::int32_t* const positions = positions_.data() + first;
+  std::int32_t* const context_lens = context_lens_.data() + first;
+  std::int64_t* const slots = slots_.data() + first;
+  std::int32_t max_position = 0;
+  for (std::int32_t i = 0; i < count; ++i) {
+    const Span& span = spans[i];
     const std::int32_t position = span.context_len;
-    positions_[i] = position;
-    context_lens_[i] = position;
-    ++slots_[i];
-    if (span.table_changed) update_table(span);
-    if (span.table_changed || (position & (block_size_ - 1)) == 0) {
-      slots_[i] = slot_of(tables_.data() + table_rows_[i] * table_stride_, position);
+    positions[i] = position;
+    context_lens[i] = position;
+    ++slots[i];
+    max_position = std::max(max_position, position);
+    if (span.table_changed || (position & offset_mask) == 0) [[unlikely]] {
+      if (span.table_changed) update_table(span);
+      slots[i] = slot_of(tables_.data() + table_rows_[first + i] * table_stride_, position);
     }
-    max_context_len_ = std::max(max_context_len_, position + 1);
-    add_logit_row(i++);
   }
+  std::ranges::copy(tokens, tokens_.begin() + first);
+  std::iota(logit_rows_.begin() + num_logit_rows_, logit_rows_.begin() + num_logit_rows_ + count,
+            first);
+  num_logit_rows_ += count;
+  num_tokens_ = num_seqs_ = first + count;  // spans of one token so far
   max_query_len_ = std::max(max_query_len_, 1);
-  num_tokens_ = num_seqs_ = i;  // spans of one token so far
+  max_context_len_ = std::max(max_context_len_, max_position + 1);
 }
 
 ForwardBatch BatchBuilder::finish() {

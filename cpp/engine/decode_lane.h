@@ -17,7 +17,7 @@ struct DecodeLane {
   std::uint64_t stop_filter = 0;  // bit t % 64 of each stop token t
   std::int32_t sample = 0;
   std::int32_t last_position = 0;  // where a token is the sequence's last, whichever it is
-  std::int32_t update = -1;        // index of its last update; nothing in it changes but the token
+  std::int32_t update = -1;        // index of its last update; -1: none from this lane
 };
 
 }  // namespace pagedcore

@@ -96,12 +96,12 @@ struct Engine::Impl {
   void give_up();
   void leave_lane(const SequenceState& state);
   void compute_prompt_logprobs(std::int32_t first_row);
-  void take_tokens();
-  void take_from_target(const SampleTarget& target);
-  inline void take_from_lane(DecodeLane& lane);
   void measure_costs(const StepPlan& plan);
 
   // outputs.cpp: what a sampled token changes
+  void take_tokens();
+  std::int32_t take_from_lanes(std::int32_t first);
+  void take_from_target(const SampleTarget& target);
   void take_first_tokens(SequenceState& state, std::int32_t sample);
   void take_token(SequenceState& state, std::int32_t sample);
   std::span<const TokenLogprob> logprobs_of(const RequestState& request, std::int32_t sample);

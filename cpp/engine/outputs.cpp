@@ -20,6 +20,50 @@ FinishReason finish_reason_after(const SequenceState& state, TokenId token) {
 
 }  // namespace
 
+void Engine::Impl::take_tokens() {
+  auto target = targets.begin();
+  for (std::int32_t i = take_from_lanes(0); i < batch.num_seqs(); i = take_from_lanes(i + 1)) {
+    if (DecodeLane& lane = lanes[i]; lane.sequence != nullptr) {
+      lane.update = updates.size();
+      take_token(*lane.state, lane.sample);
+    } else if (target != targets.end() && target->span == i) {
+      take_from_target(*target++);
+    }
+  }
+}
+
+// Takes the tokens of the lanes from `first` on while these go on and their updates, in which
+// nothing but the token changes, come where they were. Gives the first of the others.
+std::int32_t Engine::Impl::take_from_lanes(std::int32_t first) {
+  const DecodeLane* const all = lanes.data();
+  const std::int32_t num_lanes = batch.num_seqs();
+  const std::int32_t first_update = updates.size() - first;
+  const TokenId* const tokens = samples.tokens(0, samples.size()).data();
+  std::int32_t i = first;
+  for (; i < num_lanes; ++i) {
+    const DecodeLane& lane = all[i];
+    if (lane.update != first_update + i) break;
+    const TokenId token = tokens[lane.sample];
+    if ((lane.stop_filter >> (token & 63) & 1) != 0) break;
+    if (!is_ahead && lane.sequence->num_tokens() >= lane.last_position) break;
+    scheduler.append_token(*lane.sequence, token);
+  }
+  updates.repeat(i - first);
+  counters.num_output_tokens += i - first;
+  return i;
+}
+
+void Engine::Impl::take_from_target(const SampleTarget& target) {
+  RequestState& request = *target.state->request;
+  if (request.beams != nullptr) {
+    offer_candidates(*target.state, target.sample);
+  } else if (request.awaits_first_token()) {
+    take_first_tokens(*target.state, target.sample);
+  } else {
+    take_token(*target.state, target.sample);
+  }
+}
+
 SequenceUpdate& Engine::Impl::new_update(RequestState& request) {
   SequenceUpdate& update = updates.add();
   update.request_id = request.id;

@@ -31,11 +31,12 @@ class SampleBatch {
   // Adds the `count` samples that the last batch had at these places, one position further, from
   // as many logit rows.
   void advance(std::int32_t count, std::int32_t first_logit_row) {
+    SampleRow* const rows = rows_.data() + size_;
     for (std::int32_t i = 0; i < count; ++i) {
-      SampleRow& row = rows_[size_++];
-      row.logit_row = first_logit_row + i;
-      ++row.position;
+      rows[i].logit_row = first_logit_row + i;
+      ++rows[i].position;
     }
+    size_ += count;
   }
   SampleRow& row(std::int32_t sample) { return rows_[sample]; }
   std::int64_t position(std::int32_t sample) const { return rows_[sample].position; }

@@ -247,14 +247,14 @@ void Engine::Impl::build(const StepPlan& plan) {
 std::size_t Engine::Impl::repeat_lanes(std::span<const Span> spans) {
   const auto first_lane = static_cast<std::size_t>(batch.num_seqs());
   const std::int32_t first_sample = samples.size();
-  const std::size_t limit =
-      std::min(spans.size(), lanes.size() - std::min(first_lane, lanes.size()));
+  // Lanes side by side have their samples side by side.
+  if (first_lane >= lanes.size() || lanes[first_lane].sample != first_sample) return 0;
+  const DecodeLane* const last_lanes = lanes.data() + first_lane;
+  const std::size_t limit = std::min(spans.size(), lanes.size() - first_lane);
   std::size_t count = 0;
-  for (; count < limit && spans[count].is_plain_decode; ++count) {
-    const DecodeLane& lane = lanes[first_lane + count];
-    const bool goes_on = lane.sequence == spans[count].sequence &&
-                         lane.sample == first_sample + static_cast<std::int32_t>(count);
-    if (!goes_on) break;
+  while (count < limit && last_lanes[count].sequence == spans[count].sequence &&
+         spans[count].is_plain_decode) {
+    ++count;
   }
   if (count == 0) return 0;
   const auto num_repeated = static_cast<std::int32_t>(count);
@@ -356,43 +356,6 @@ void Engine::Impl::compute_prompt_logprobs(std::int32_t first_row) {
     request.num_prompt_logprobs_done = rows.first_position + rows.count;
     first_row += rows.count;
   }
-}
-
-void Engine::Impl::take_tokens() {
-  auto target = targets.begin();
-  for (std::int32_t i = 0; i < batch.num_seqs(); ++i) {
-    if (lanes[i].sequence != nullptr) {
-      take_from_lane(lanes[i]);
-    } else if (target != targets.end() && target->span == i) {
-      take_from_target(*target++);
-    }
-  }
-}
-
-void Engine::Impl::take_from_target(const SampleTarget& target) {
-  RequestState& request = *target.state->request;
-  if (request.beams != nullptr) {
-    offer_candidates(*target.state, target.sample);
-  } else if (request.awaits_first_token()) {
-    take_first_tokens(*target.state, target.sample);
-  } else {
-    take_token(*target.state, target.sample);
-  }
-}
-
-// take_token() where nothing but the token is to be noted.
-void Engine::Impl::take_from_lane(DecodeLane& lane) {
-  const TokenId token = samples.token(lane.sample);
-  const bool may_stop = (lane.stop_filter >> (token & 63) & 1) != 0;
-  const bool is_last = !is_ahead && samples.position(lane.sample) >= lane.last_position;
-  if (may_stop || is_last) {
-    return take_token(*lane.state, lane.sample);
-  }
-  scheduler.append_token(*lane.sequence, token);
-  ++counters.num_output_tokens;
-  if (updates.repeat(lane.update)) return;
-  lane.update = updates.size();
-  report(*lane.state, samples.tokens(lane.sample), {});
 }
 
 // What PreemptionMode::kAuto goes by: the shortest step, the speed of steps that are mostly prompt,

@@ -22,12 +22,8 @@ class UpdateList {
     if (updates_.size() == static_cast<std::size_t>(size_)) updates_.emplace_back();
     return updates_[size_++] = {};
   }
-  // Adds the last step's update number `index` again; false where its place is not the next.
-  bool repeat(std::int32_t index) {
-    if (index != size_) return false;
-    ++size_;
-    return true;
-  }
+  // Adds again the last step's updates that lie in the next `count` places.
+  void repeat(std::int32_t count) { size_ += count; }
   SequenceUpdate& back() { return updates_[size_ - 1]; }
   std::span<const SequenceUpdate> all() const { return std::span(updates_).first(size_); }
 

@@ -11,16 +11,6 @@ BlockAllocator::BlockAllocator(std::int32_t num_blocks) : num_blocks_(num_blocks
   for (BlockId block = num_blocks - 1; block >= 0; --block) link(block);
 }
 
-std::optional<BlockId> BlockAllocator::try_allocate() {
-  const BlockId block = blocks_[num_blocks_].next;
-  if (block == num_blocks_) return std::nullopt;
-  unlink(block);
-  if (blocks_[block].reusable) evict(block);
-  blocks_[block].refs = 1;
-  blocks_[block].last_use = now_;
-  return block;
-}
-
 bool BlockAllocator::try_allocate(BlockId block) {
   check_id(block, "try_allocate");
   if (is_held(block)) return false;
@@ -93,13 +83,6 @@ void BlockAllocator::link(BlockId block) {
   blocks_[prev].next = block;
   blocks_[next].prev = block;
   ++(cached ? num_cached_ : num_free_);
-}
-
-void BlockAllocator::unlink(BlockId block) {
-  const Block& entry = blocks_[block];
-  blocks_[entry.prev].next = entry.next;
-  blocks_[entry.next].prev = entry.prev;
-  --(entry.reusable ? num_cached_ : num_free_);
 }
 
 void BlockAllocator::evict(BlockId block) {

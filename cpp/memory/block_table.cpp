@@ -34,10 +34,11 @@ std::int64_t BlockTable::slot(std::int64_t position) const {
 }
 
 bool BlockTable::try_reserve(std::int64_t num_tokens) {
-  const std::int32_t target = blocks_for(num_tokens);
-  if (target - num_blocks() > allocator_->num_available()) return false;
-  if (target > num_blocks()) reserve_more(blocks_, target - num_blocks());
-  while (num_blocks() < target) blocks_.push_back(*allocator_->try_allocate());
+  const std::int32_t num_missing = blocks_for(num_tokens) - num_blocks();
+  if (num_missing <= 0) return true;
+  if (num_missing > allocator_->num_available()) return false;
+  reserve_more(blocks_, num_missing);
+  for (std::int32_t i = 0; i < num_missing; ++i) blocks_.push_back(*allocator_->try_allocate());
   return true;
 }
 

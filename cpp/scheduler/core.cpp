@@ -26,6 +26,7 @@ SchedulerCore::SchedulerCore(const SchedulerConfig& config, std::shared_ptr<KvMa
   plan_.spans.reserve(config.max_num_seqs);
   plan_.preempted.reserve(2 * std::int64_t{config.max_num_seqs});
   catching_up_.reserve(config.max_num_seqs);
+  growing_.reserve(config.max_num_seqs);
   for (std::int32_t row = config.max_num_seqs - 1; row >= 0; --row) free_rows_.push_back(row);
 }
 

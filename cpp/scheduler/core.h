@@ -32,11 +32,6 @@ class SchedulerCore {
   void abandon();
   void retract();
   bool goes_on() const;
-  void append_token(Sequence& sequence, TokenId token) {
-    if (sequence.tokens_.back() == kPendingToken) sequence.tokens_.pop_back();
-    sequence.tokens_.push_back(token);
-  }
-  void drop_pending(Sequence& sequence);
   Sequence& fork(Sequence& sequence, std::int32_t num_tokens);
   void reserve_forks(Sequence& sequence, std::int32_t count);
   std::vector<TokenId> finish(Sequence& sequence);
@@ -100,7 +95,10 @@ class SchedulerCore {
   bool try_run(SequenceGroup& group, std::int32_t headroom);
   bool try_run_partially(SequenceGroup& group);
   void start_running(SequenceGroup& group);
-  inline void plan_span(Sequence& sequence, std::int32_t num_tokens);
+  void note_admission(SequenceGroup& group, std::int32_t num_brought);
+  void plan_span(Sequence& sequence, std::int32_t num_tokens);
+  Span make_span(Sequence& sequence, std::int32_t num_tokens);
+  std::size_t repeat_spans();
   std::int32_t headroom(const SequenceGroup* except) const;  // blocks left to other running groups
 
   // pressure.cpp: who gives way
@@ -140,6 +138,7 @@ class SchedulerCore {
   Queue resumed_;  // preempted and swapped groups: they run before anything that waits
   Queue waiting_;
   std::vector<SequenceGroup*> catching_up_;  // scratch of schedule_running()
+  std::vector<std::size_t> growing_;         // scratch of repeat_spans()
   std::vector<std::int32_t> free_rows_;
   std::int32_t num_running_seqs_ = 0;     // sum of num_sequences() over running_
   std::int32_t num_waiting_holders_ = 0;  // waiting groups with blocks

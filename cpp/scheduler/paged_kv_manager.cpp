@@ -24,15 +24,20 @@ std::int32_t PagedKvManager::min_blocks(std::int32_t prompt_tokens, std::int32_t
 bool PagedKvManager::try_extend(Sequence& sequence, std::int32_t num_tokens,
                                 std::vector<BlockCopy>& copies) {
   BlockTable& blocks = table(sequence);
-  const std::size_t num_copies = copies.size();
   const std::int32_t begin = sequence.num_computed();
   if (begin == num_tokens) return true;
-  reserve_more(pins_, 1);
-  if (!blocks.try_prepare_write(begin, num_tokens, copies)) return false;
-  pin_sources(std::span(copies).subspan(num_copies));
-  const std::int32_t first = begin / block_size_;
-  if (cache_ && begin % block_size_ != 0)
-    cache_->before_write(blocks.blocks()[first], begin % block_size_);
+  std::int32_t first = blocks.num_blocks();
+  if (begin == blocks.num_slots()) {
+    if (!blocks.try_reserve(num_tokens)) return false;
+  } else {
+    first = begin / block_size_;
+    const std::size_t num_copies = copies.size();
+    reserve_more(pins_, 1);
+    if (!blocks.try_prepare_write(begin, num_tokens, copies)) return false;
+    pin_sources(std::span(copies).subspan(num_copies));
+    const std::int32_t offset = begin % block_size_;
+    if (cache_ && offset != 0) cache_->before_write(blocks.blocks()[first], offset);
+  }
   set_writable_end(sequence, static_cast<std::int32_t>(blocks.num_slots()));
   mark_changed(sequence, first);
   return true;

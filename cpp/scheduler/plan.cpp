@@ -2,7 +2,6 @@
 #include <cmath>
 #include <memory>
 
-#include "cpp/base/prefetch.h"
 #include "cpp/scheduler/core.h"
 #include "pagedcore/error.h"
 #include "pagedcore/prefix_cache.h"
@@ -30,7 +29,6 @@ const StepPlan& SchedulerCore::schedule() {
   plan_.swap_in.clear();
   plan_.copies.swap(pending_copies_);
   pending_copies_.clear();
-  plan_.spans.clear();
   plan_.preempted.clear();
   plan_.capacity_exceeded.clear();
   budget_ = config_.max_num_batched_tokens;
@@ -52,21 +50,19 @@ const StepPlan& SchedulerCore::schedule() {
 void SchedulerCore::commit() {
   PAGEDCORE_REQUIRE(plan_is_open_, "commit: there is no plan to commit");
   plan_is_open_ = false;
-  const std::size_t num_spans = plan_.spans.size();
-  for (std::size_t i = 0; i < num_spans; ++i) {
-    if (i + kPrefetchAhead < num_spans) {
-      prefetch_for_write(plan_.spans[i + kPrefetchAhead].sequence);
-    }
-    const Span& span = plan_.spans[i];
+  for (const Span& span : plan_.spans) {
     Sequence& sequence = *span.sequence;
-    prefetch_for_write(std::to_address(sequence.tokens_.end()));  // where its next token goes
-    sequence.num_computed_ += span.query_len;
-    if (span.num_recomputed > 0) [[unlikely]] {
-      sequence.group_->num_recomputed_tokens_ += span.num_recomputed;
-      counters_.recomputed_tokens += span.num_recomputed;
+    // Where its next token goes: a forward pass sweeps the caches.
+    __builtin_prefetch(std::to_address(sequence.tokens_.end()), 1);
+    if (span.is_plain_decode) [[likely]] {
+      sequence.max_computed_ = ++sequence.num_computed_;
+      continue;
     }
+    sequence.num_computed_ += span.query_len;
     sequence.max_computed_ = std::max(sequence.max_computed_, sequence.num_computed_);
-    if (!span.is_plain_decode) kv_->on_blocks_filled(sequence);
+    sequence.group_->num_recomputed_tokens_ += span.num_recomputed;
+    counters_.recomputed_tokens += span.num_recomputed;
+    kv_->on_blocks_filled(sequence);
   }
   kv_->end_step();
   counters_.scheduled_tokens += plan_.num_tokens;
@@ -82,10 +78,6 @@ void SchedulerCore::retract() {
   kv_->end_step();
 }
 
-void SchedulerCore::drop_pending(Sequence& sequence) {
-  if (sequence.tokens_.back() == kPendingToken) sequence.tokens_.pop_back();
-}
-
 bool SchedulerCore::goes_on() const {
   const auto num_spans = static_cast<std::int32_t>(plan_.spans.size());
   return plan_is_open_ && num_spans == num_running_seqs_ && num_partial_ == 0 && resumed_.empty() &&
@@ -95,6 +87,11 @@ bool SchedulerCore::goes_on() const {
 }
 
 void SchedulerCore::plan_span(Sequence& sequence, std::int32_t num_tokens) {
+  plan_.spans.push_back(make_span(sequence, num_tokens));
+  budget_ -= num_tokens;
+}
+
+Span SchedulerCore::make_span(Sequence& sequence, std::int32_t num_tokens) {
   const std::int32_t num_computed = sequence.num_computed_;
   const std::int32_t first_changed_block = sequence.first_changed_block_;
   const bool reaches_end = num_tokens == sequence.num_tokens() - num_computed;
@@ -102,20 +99,52 @@ void SchedulerCore::plan_span(Sequence& sequence, std::int32_t num_tokens) {
   const bool table_changed = sequence.table_changed_;
   // Where a sequence runs anew, its table has changed from the first block on.
   const bool goes_on = first_changed_block > 0;
-  plan_.spans.push_back(
-      {.sequence = &sequence,
-       .context_len = num_computed,
-       .query_len = num_tokens,
-       .first_changed_block = first_changed_block,
-       .num_recomputed = is_new ? 0 : std::min(num_tokens, sequence.max_computed_ - num_computed),
-       .reaches_end = reaches_end,
-       .table_changed = table_changed,
-       .is_plain_decode = num_tokens == 1 && reaches_end && is_new && goes_on});
   if (table_changed) {
     sequence.table_changed_ = false;
     sequence.first_changed_block_ = sequence.table_.num_blocks();
   }
-  budget_ -= num_tokens;
+  return {
+      .sequence = &sequence,
+      .context_len = num_computed,
+      .query_len = num_tokens,
+      .first_changed_block = first_changed_block,
+      .num_recomputed = is_new ? 0 : std::min(num_tokens, sequence.max_computed_ - num_computed),
+      .reaches_end = reaches_end,
+      .table_changed = table_changed,
+      .is_plain_decode = num_tokens == 1 && reaches_end && is_new && goes_on};
+}
+
+// The last plan's first spans stay, each a token further, while they are those of the first running
+// sequences and nothing but a token has come to these. Gives their number.
+std::size_t SchedulerCore::repeat_spans() {
+  growing_.clear();
+  const std::size_t limit =
+      std::min({plan_.spans.size(), running_.size(), static_cast<std::size_t>(budget_)});
+  Sequence* const* const running = running_.only().data();
+  Span* const spans = plan_.spans.data();
+  std::size_t count = 0;
+  for (; count < limit; ++count) {
+    Span& span = spans[count];
+    const Sequence* sequence = running[count];
+    const std::int32_t context_len = span.context_len + 1;
+    if (sequence != span.sequence || !span.is_plain_decode || sequence->table_changed_ ||
+        sequence->num_computed_ != context_len || sequence->num_tokens() != context_len + 1) {
+      break;
+    }
+    span.context_len = context_len;
+    span.table_changed = false;
+    if (context_len >= sequence->writable_end_) growing_.push_back(count);
+  }
+  plan_.spans.resize(count);
+  for (const std::size_t i : growing_) {
+    if (!has_place(*spans[i].sequence)) {
+      plan_.spans.resize(i);
+      break;
+    }
+    spans[i] = make_span(*spans[i].sequence, 1);
+  }
+  budget_ -= static_cast<std::int32_t>(plan_.spans.size());
+  return plan_.spans.size();
 }
 
 // Gives that token a place where that costs nobody anything.
@@ -129,8 +158,8 @@ bool SchedulerCore::has_place(Sequence& sequence) {
 // budget goes to prompts and resumed groups, which have their blocks already.
 void SchedulerCore::schedule_running() {
   catching_up_.clear();
-  for (std::size_t i = 0; i < running_.size();) {
-    if (Sequence* sequence = running_.only(i);
+  for (std::size_t i = repeat_spans(); i < running_.size();) {
+    if (Sequence* sequence = running_.only()[i];
         sequence != nullptr && lacks_one_token(*sequence) && has_place(*sequence)) {
       if (budget_ > 0) plan_span(*sequence, 1);
       ++i;
@@ -336,8 +365,10 @@ void SchedulerCore::reserve_to_run(SequenceGroup& group) {
 bool SchedulerCore::try_run(SequenceGroup& group, std::int32_t headroom) {
   reserve_to_run(group);
   if (group.state_ != GroupState::kSwapped) {
+    const std::int32_t num_brought = group.sequences_[0]->num_computed_;
     if (!kv_->try_admit(group, headroom, plan_.copies)) return false;
     start_running(group);
+    note_admission(group, num_brought);
     return true;
   }
   const std::int32_t limit = kv_->allocator().num_available() - headroom;
@@ -355,17 +386,23 @@ bool SchedulerCore::try_run_partially(SequenceGroup& group) {
     return false;
   }
   reserve_to_run(group);
+  const std::int32_t num_brought = group.sequences_[0]->num_computed_;
   start_running(group);
   extend_partially(group, spare);
+  note_admission(group, num_brought);
   return true;
 }
 
+// Notes the first time that a group runs. `num_brought` tokens were stored before the prefix cache
+// was asked for the others: a fork shares them with its parent, and a load writes them.
+void SchedulerCore::note_admission(SequenceGroup& group, std::int32_t num_brought) {
+  if (group.num_queue_steps_ >= 0) return;
+  group.num_queue_steps_ = step_ - group.enqueued_step_ - 1;
+  counters_.prompt_tokens_queried += group.sequences_[0]->num_tokens() - num_brought;
+  counters_.prompt_tokens_hit += group.sequences_[0]->num_computed_ - num_brought;
+}
+
 void SchedulerCore::start_running(SequenceGroup& group) {
-  if (group.num_queue_steps_ < 0) {
-    group.num_queue_steps_ = step_ - group.enqueued_step_ - 1;
-    counters_.prompt_tokens_queried += group.sequences_[0]->num_tokens();
-    counters_.prompt_tokens_hit += group.sequences_[0]->num_computed_;
-  }
   remove_from_queue(group);
   group.state_ = GroupState::kRunning;
   group.admitted_step_ = step_;

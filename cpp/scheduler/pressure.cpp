@@ -253,8 +253,10 @@ void SchedulerCore::abandon() {
   };
   for (std::size_t i = 0; i < running_.size();) {
     SequenceGroup* group = running_[i];
-    const bool is_planned = std::ranges::any_of(
-        plan_.spans, [&](const Span& span) { return &span.sequence->group() == group; });
+    // Where planning failed, spans of the last plan may be left, of sequences that are gone.
+    const bool is_planned = std::ranges::any_of(group->sequences_, [&](const auto& sequence) {
+      return std::ranges::find(plan_.spans, sequence.get(), &Span::sequence) != plan_.spans.end();
+    });
     if (is_planned || group->admitted_step_ == step_ || waits_for_moves(*group)) {
       preempt(*group, PreemptionCause::kAbandon, false);
     } else {

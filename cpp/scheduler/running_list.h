@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <span>
 #include <vector>
 
-#include "cpp/base/prefetch.h"
 #include "pagedcore/sequence.h"
 
 namespace pagedcore {
@@ -24,10 +24,7 @@ class RunningList {
   auto begin() const { return groups_.begin(); }
   auto end() const { return groups_.end(); }
   auto rbegin() const { return groups_.rbegin(); }
-  Sequence* only(std::size_t i) const {
-    if (i + kPrefetchAhead < only_.size()) prefetch_for_write(only_[i + kPrefetchAhead]);
-    return only_[i];
-  }
+  std::span<Sequence* const> only() const { return only_; }
 
   template <typename ComesBefore>
   void insert(SequenceGroup& group, Sequence* only, const ComesBefore& comes_before) {

@@ -45,10 +45,6 @@ void Scheduler::commit() { core_->commit(); }
 void Scheduler::abandon() { core_->abandon(); }
 void Scheduler::retract() { core_->retract(); }
 bool Scheduler::goes_on() const { return core_->goes_on(); }
-void Scheduler::append_token(Sequence& sequence, TokenId token) {
-  core_->append_token(sequence, token);
-}
-void Scheduler::drop_pending(Sequence& sequence) { core_->drop_pending(sequence); }
 
 Sequence& Scheduler::fork(Sequence& sequence, std::int32_t num_tokens) {
   return core_->fork(sequence, num_tokens);

@@ -96,4 +96,21 @@ class PAGEDCORE_API BlockAllocator {
   EvictionListener* listener_ = nullptr;
 };
 
+inline void BlockAllocator::unlink(BlockId block) {
+  const Block& entry = blocks_[block];
+  blocks_[entry.prev].next = entry.next;
+  blocks_[entry.next].prev = entry.prev;
+  --(entry.reusable ? num_cached_ : num_free_);
+}
+
+inline std::optional<BlockId> BlockAllocator::try_allocate() {
+  const BlockId block = blocks_[num_blocks_].next;
+  if (block == num_blocks_) return std::nullopt;
+  unlink(block);
+  if (blocks_[block].reusable) evict(block);
+  blocks_[block].refs = 1;
+  blocks_[block].last_use = now_;
+  return block;
+}
+
 }  // namespace pagedcore

@@ -10,6 +10,7 @@
 #include "pagedcore/export.h"
 #include "pagedcore/scheduler_config.h"
 #include "pagedcore/scheduler_stats.h"
+#include "pagedcore/sequence.h"
 #include "pagedcore/step_plan.h"
 #include "pagedcore/types.h"
 
@@ -17,8 +18,6 @@ namespace pagedcore {
 
 class KvManager;
 class SchedulerCore;
-class Sequence;
-class SequenceGroup;
 
 // What add() needs to know of a request.
 struct GroupSpec {
@@ -40,9 +39,6 @@ struct SequenceSpec {
   std::int32_t sibling = -1;
   std::int32_t num_shared = 0;
 };
-
-// Stands for a token that is still to be sampled, so that the next step can be planned.
-constexpr TokenId kPendingToken = -1;
 
 // Decides who runs and where their tokens lie. Knows no phases: a sequence has num_tokens() and
 // num_computed(), and steps hand out a token budget until it catches up. Owns the sequences and
@@ -86,8 +82,13 @@ class PAGEDCORE_API Scheduler {
   bool goes_on() const;
 
   // A token takes the place of a pending one, which drop_pending() takes away.
-  void append_token(Sequence& sequence, TokenId token);
-  void drop_pending(Sequence& sequence);
+  void append_token(Sequence& sequence, TokenId token) {
+    drop_pending(sequence);
+    sequence.tokens_.push_back(token);
+  }
+  void drop_pending(Sequence& sequence) {
+    if (sequence.tokens_.back() == kPendingToken) sequence.tokens_.pop_back();
+  }
   // A sibling of a running `sequence` in its group with the same first `num_tokens` tokens, sharing
   // their blocks. Never allocates a block. REQUIRES: the group has fewer than num_sequences.
   Sequence& fork(Sequence& sequence, std::int32_t num_tokens);

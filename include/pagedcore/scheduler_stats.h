@@ -28,8 +28,9 @@ struct SchedulerStats {
 
   std::int64_t num_steps = 0;
   std::int64_t scheduled_tokens = 0;
-  std::int64_t prompt_tokens_queried = 0;  // of groups admitted for the first time
-  std::int64_t prompt_tokens_hit = 0;      // stored then: cached, a fork's parent's or a file's
+  // Of groups admitted for the first time, without the tokens that a fork or a load brought.
+  std::int64_t prompt_tokens_queried = 0;
+  std::int64_t prompt_tokens_hit = 0;  // of these: found in the prefix cache then
   std::int64_t tail_preemptions = 0;
   std::int64_t recompute_preemptions = 0;
   std::int64_t swap_preemptions = 0;

@@ -16,6 +16,9 @@ namespace pagedcore {
 
 class SequenceGroup;
 
+// Stands for a token that is still to be sampled, so that the next step can be planned.
+constexpr TokenId kPendingToken = -1;
+
 // One stream of tokens with its own block table. Made and changed by the scheduler only; callers
 // read it. A reference stays good until the sequence is finished or its request aborted.
 // Invariant: num_computed <= num_tokens; the table, and behind it the blocks that lie on the host,
@@ -47,6 +50,7 @@ class PAGEDCORE_API Sequence {
 
  private:
   friend class KvManager;
+  friend class Scheduler;
   friend class SchedulerCore;
 
   // Counts the tokens in host blocks as not computed, and gives the blocks up.

@@ -32,6 +32,8 @@ struct Stats {
   std::int64_t num_prompt_tokens = 0;
   std::int64_t num_output_tokens = 0;
   std::int64_t num_computed_tokens = 0;
+  // Prompt tokens of admitted requests, without those that fork() or load() brought, and how many
+  // of these the prefix cache had.
   std::int64_t num_prefix_queried_tokens = 0;
   std::int64_t num_prefix_hit_tokens = 0;
   std::int64_t num_recomputed_tokens = 0;

@@ -10,7 +10,7 @@ STORE = _core.ops.LinearEpilogue.STORE
 ACCUMULATE = _core.ops.LinearEpilogue.ACCUMULATE
 GATED = _core.ops.LinearEpilogue.GATED
 NUM_ROWS = [0, 1, 2, 5, 7, 8, 9, 31, 33, 100]
-SIZES = [(1, 1), (7, 17), (33, 16), (64, 70), (111, 50)]
+SIZES = [(1, 1), (7, 17), (33, 16), (64, 70), (111, 50), (13001, 21)]
 # What each set reads beside bfloat16 weights: x is rounded to it first.
 OPERANDS = {"avx512_bf16": "bfloat16"}
 
@@ -100,11 +100,12 @@ def test_epilogues_finish_the_sums(isa, dtype, rows):
 
 @each_isa
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_row_has_the_same_bits_alone_and_in_any_batch(isa, dtype):
+@pytest.mark.parametrize("in_features", [1187, 13001])  # segments of a row: 1 or 2, and 9 and more
+def test_a_row_has_the_same_bits_alone_and_in_any_batch(isa, in_features, dtype):
     alone, pair = _core.make_cpu_backend(1, isa), _core.make_cpu_backend(2, isa)
     random = rng(12)
-    x = encode(random.normal(size=(100, 1187)), dtype)
-    weights = [encode(random.normal(size=(n, 1187)), dtype) for n in (90, 33)]
+    x = encode(random.normal(size=(100, in_features)), dtype)
+    weights = [encode(random.normal(size=(n, in_features)), dtype) for n in (90, 33)]
     want = np.concatenate([run(alone, row[None], weights) for row in x])
     for rows in NUM_ROWS:
         for start in (0, 100 - rows):

@@ -164,3 +164,32 @@ def test_a_group_that_can_never_grow_ends_before_it_takes_anything_from_others()
     assert (other.num_preemptions, other.state) == (0, GroupState.RUNNING)
     scheduler.abort(1)
     assert [s.request_id for s in run(scheduler).spans] == [2]
+
+
+def test_a_tail_that_a_quota_takes_can_still_be_found_by_others():
+    scheduler = scheduler_of()
+    scheduler.set_tenant_quota("t", 6)
+    scheduler.add(list(range(500, 507)), request_id=1, tenant="t")
+    newer = scheduler.add(list(range(13)), request_id=2, tenant="t")
+    plan = run_until_preempted(scheduler)
+    assert plan.preempted == [2] and (newer.num_computed, len(newer.table)) == (12, 3)
+    scheduler.add([*newer.tokens, 90], request_id=3)
+    assert spans(run(scheduler))[-1] == (3, 14, 2, True)
+
+
+def test_what_waits_gives_its_blocks_before_what_runs():
+    scheduler = scheduler_of(num_blocks=6, max_num_seqs=2)
+    scheduler.add(list(range(8)), request_id=1)
+    scheduler.add(list(range(100, 107)), request_id=2)
+    run(scheduler)
+    waiting = scheduler.restore([200], list(range(200, 208)), 7, request_id=3)
+    assert waiting.num_computed == 7
+    assert run(scheduler).preempted == [] and waiting.num_computed == 0
+
+
+def test_a_request_of_higher_priority_needs_no_headroom_beside_lower_ones():
+    scheduler = scheduler_of(headroom_tokens=4, max_num_batched_tokens=64)
+    scheduler.add(list(range(46)), request_id=1, priority=1)
+    run(scheduler)
+    scheduler.add(list(range(100, 115)), request_id=2, priority=0)
+    assert (2, 0, 15, True) in spans(run(scheduler))

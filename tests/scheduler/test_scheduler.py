@@ -23,6 +23,33 @@ def test_decoding_sequences_come_before_prompts():
     assert spans(run(scheduler)) == [(1, 4, 1, True), (2, 0, 7, False)]
 
 
+def test_a_decode_step_computes_what_came_to_each_sequence_since_the_last():
+    scheduler = scheduler_of()
+    first, second, third = (scheduler.add([10 * i, 1], request_id=i) for i in (1, 2, 3))
+    for _ in range(3):
+        plan = run(scheduler)
+    assert spans(plan) == [(i, 3, 1, True) for i in (1, 2, 3)]
+    scheduler.append_token(second.id, 8)
+    assert spans(run(scheduler)) == [(1, 4, 1, True), (3, 4, 1, True), (2, 4, 2, True)]
+    scheduler.finish(first.id)
+    assert spans(run(scheduler)) == [(2, 6, 1, True), (3, 5, 1, True)]
+    scheduler.schedule()
+    scheduler.commit()
+    scheduler.append_token(third.id, 8)  # and none to the second
+    assert spans(run(scheduler)) == [(3, 7, 1, True)]
+
+
+def test_a_decode_step_in_which_a_block_is_missing_leaves_the_others_what_they_have():
+    scheduler = scheduler_of(num_blocks=4, partial_admission=False)
+    older, _, newer = (scheduler.add([10 * i], request_id=i) for i in (1, 2, 3))
+    for _ in range(3):
+        run(scheduler)
+    assert spans(run(scheduler)) == [(i, 3, 1, True) for i in (1, 2, 3)]
+    plan = run(scheduler)  # one block is left, and two come from the newest
+    assert plan.preempted == [3] and spans(plan) == [(1, 4, 1, True), (2, 4, 1, True)]
+    assert len(older.table) == 2 and newer.num_computed == 0
+
+
 def test_admission_is_first_come_first_served_without_bypass():
     scheduler = scheduler_of(num_blocks=8, partial_admission=False)
     scheduler.add(list(range(16)), request_id=1)
@@ -206,6 +233,48 @@ def test_a_restored_sequence_goes_on_where_it_was():
     assert spans(run(scheduler)) == [(1, 10, 1, True)]
     scheduler.add(tokens, request_id=2)
     assert spans(run(scheduler))[1] == (2, 0, 11, True)  # a file's content serves no one else
+
+
+def prefix_hits_of_next_step(scheduler):
+    before = scheduler.stats()
+    run(scheduler)
+    after = scheduler.stats()
+    return (
+        after.prompt_tokens_queried - before.prompt_tokens_queried,
+        after.prompt_tokens_hit - before.prompt_tokens_hit,
+    )
+
+
+def test_prefix_hits_count_what_the_cache_had_at_admission():
+    scheduler = scheduler_of()
+    scheduler.add(list(range(10)), request_id=1)
+    assert prefix_hits_of_next_step(scheduler) == (10, 0)
+    scheduler.add([*range(8), 90, 91, 92], request_id=2)
+    assert prefix_hits_of_next_step(scheduler) == (11, 8)
+    assert prefix_hits_of_next_step(scheduler) == (0, 0)
+
+
+def test_prefix_hits_do_not_count_what_a_fork_or_a_load_brought():
+    scheduler = scheduler_of(num_blocks=32)
+    parent = scheduler.add(list(range(8)), request_id=1)
+    run(scheduler)
+    scheduler.add([*range(8), *range(50, 54), 1], request_id=2)  # leaves 50 to 53 in the cache
+    run(scheduler)
+    scheduler.fork_request(parent.id, 8, [], request_id=3)
+    assert prefix_hits_of_next_step(scheduler) == (1, 0)
+    scheduler.fork_request(parent.id, 8, [*range(50, 54), 2, 3], request_id=4)
+    assert prefix_hits_of_next_step(scheduler) == (6, 4)
+    scheduler.restore([100], list(range(100, 111)), 10, request_id=5)
+    assert prefix_hits_of_next_step(scheduler) == (1, 0)
+
+
+def test_prefix_hits_count_those_of_a_prompt_that_is_admitted_in_part():
+    scheduler = scheduler_of(num_blocks=8)
+    scheduler.add(list(range(10)), request_id=1)
+    run(scheduler)
+    sequence = scheduler.add([*range(8), *range(100, 123)], request_id=2)
+    assert prefix_hits_of_next_step(scheduler) == (31, 8)
+    assert sequence.num_computed < sequence.num_tokens == 31
 
 
 def test_a_restore_without_room_is_computed_instead():

@@ -39,6 +39,24 @@ def test_the_tails_of_a_group_are_swapped_out_and_back_where_the_mode_is_swap():
     assert (stats.recomputed_tokens, stats.host_blocks_used) == (0, 0)
 
 
+def test_a_swapped_tail_stays_on_the_host_while_others_need_the_blocks_to_grow():
+    scheduler = scheduler_of(
+        num_host_blocks=16,
+        preemption_mode=PreemptionMode.SWAP,
+        headroom_tokens=4,
+        max_num_batched_tokens=64,
+    )
+    scheduler.add(list(range(100, 124)), request_id=1)
+    held = scheduler.add([1, 2, 3], request_id=2)
+    scheduler.add(list(range(22)), request_id=3)
+    run(scheduler)
+    scheduler.hold(held.id)
+    plan = run_until_preempted(scheduler)
+    assert plan.preempted == [3] and scheduler.stats().host_blocks_used == 1
+    scheduler.release(held.id)  # a block, which the older request may need
+    assert run(scheduler).swap_in == [] and scheduler.stats().host_blocks_used == 1
+
+
 def test_a_tail_is_dropped_where_no_host_block_is_left():
     scheduler, older, members = group_under_pressure(
         3, num_host_blocks=1, preemption_mode=PreemptionMode.SWAP

@@ -33,7 +33,7 @@ class FloatShare : public LinearShare<F> {
       const std::int64_t in_features = params_.in_features;
       float* sums = sums_ + i * kLanes;
       if (num_rows == 1) {
-        stream_block<F, 1>(panel.blocks[i], next, in_features, x, sums);
+        stream_block(panel.blocks[i], in_features, x[0], sums);
       } else if (num_rows == 2) {
         stream_block<F, 2>(panel.blocks[i], next, in_features, x, sums);
       } else if (num_rows <= 4) {

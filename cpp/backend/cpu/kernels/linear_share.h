@@ -12,7 +12,6 @@ inline constexpr int kTileRows = kNumRegisters >= 32 ? 6 : 3;
 inline constexpr int kSmallTileRows = kNumRegisters >= 32 ? 4 : 2;
 // Rows that any inner loop takes at once.
 inline constexpr int kMaxTileRows = 8;
-inline constexpr std::int64_t kMaxFirstPrefetch = 32 << 10;
 // A block of packed weights of 8 bits, and its largest group.
 inline constexpr std::int64_t kMaxGroupSize = 1024;
 inline constexpr std::int64_t kCopyBytes = kLanes * kMaxGroupSize;
@@ -63,26 +62,18 @@ class LinearShare {
   float* const sums_;       // [rows, kPanelWidth]
 };
 
-template <typename F>
-void prefetch_block(const Block<F>& block) {
-  const std::int64_t num_bytes = block.num_outputs * block.stride;
-  for (std::int64_t i = 0; i < num_bytes && i < kMaxFirstPrefetch; i += 64)
-    prefetch_l2(block.data + i);
-}
-
 // All groups of `queue` that a thread gets. Of a share, streams() says whether its rows are so few
 // that weights go from memory to registers; then stream(panel, next) computes a panel, else
 // multiply(panel, next, has_next), and either fetches the beginning of `next` meanwhile.
 template <typename Share>
 void run_share(Share&& share, GroupQueue& queue, int thread) {
   const auto& outputs = share.outputs();
-  Span groups = queue.first(thread);
+  Span groups = queue.take(thread);
   if (groups.empty()) return;
   auto panel = outputs.panel_at(groups.begin, groups.end);
-  if (share.streams()) prefetch_block(panel.blocks[0]);
   for (bool goes_on = true; goes_on;) {
     groups.begin += panel.num_groups;
-    if (groups.empty()) groups = queue.take();
+    if (groups.empty()) groups = queue.take(thread);
     goes_on = !groups.empty();
     const auto next = goes_on ? outputs.panel_at(groups.begin, groups.end) : panel;
     if (share.streams()) {

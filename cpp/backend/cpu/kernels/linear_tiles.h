@@ -151,13 +151,62 @@ template <int R>
   }
 }
 
-// Few rows: the sums of one kOutIn block for R rows of x, its weights read once from memory. One
-// row reads an output after the other, as they lie there. `next` is the block that the caller wants
-// next: it is fetched a quad ahead.
+// The products of one row of x and one of weights.
+template <typename F>
+[[gnu::always_inline]] inline Vec multiply_row(const typename F::Weight* w,
+                                               const typename F::Operand* x,
+                                               std::int64_t num_inputs) {
+  constexpr int kUnroll = 6;
+  Vec acc = zero();
+  std::int64_t k = 0;
+  for (; k + kUnroll * F::kVecInputs <= num_inputs; k += kUnroll * F::kVecInputs) {
+#pragma GCC unroll 6
+    for (int i = 0; i < kUnroll; ++i) {
+      const std::int64_t at = k + i * F::kVecInputs;
+      acc = F::multiply_add(acc, F::load_inputs(w + at), F::load_inputs(x + at));
+    }
+  }
+  for (; k + F::kVecInputs <= num_inputs; k += F::kVecInputs) {
+    acc = F::multiply_add(acc, F::load_inputs(w + k), F::load_inputs(x + k));
+  }
+  if (k == num_inputs) return acc;
+  const int rest = static_cast<int>(num_inputs - k);
+  return F::multiply_add(acc, F::load_inputs(w + k, rest), F::load_inputs(x + k, rest));
+}
+
+// Segments of a row that are read before their lanes are added.
+inline constexpr int kStreamSegments = 8;
+
+// One row: the sums of one kOutIn block, whose weights are read in the order of memory, an output
+// after the other. The processor fetches such a stream ahead better than any prefetch would.
+template <typename F>
+void stream_block(const Block<F>& block, std::int64_t in_features, const typename F::Operand* x,
+                  float* sums) {
+  for (int quad = 0; quad < block.num_outputs; quad += 4) {
+    for (std::int64_t k = 0; k < in_features; k += kStreamSegments * segment_inputs<F>()) {
+      const typename F::Weight* w[4];
+      rows_of_quad(block, quad, k, w);
+      Vec acc[kStreamSegments][1][4];
+      int num_segments = 0;
+      for (int v = 0; v < 4; ++v) {
+        std::int64_t rest = in_features - k;
+        for (num_segments = 0; num_segments < kStreamSegments && rest > 0; ++num_segments) {
+          const std::int64_t at = num_segments * segment_inputs<F>();
+          const std::int64_t count = rest < segment_inputs<F>() ? rest : segment_inputs<F>();
+          acc[num_segments][0][v] = multiply_row<F>(w[v] + at, x + k + at, count);
+          rest -= count;
+        }
+      }
+      for (int i = 0; i < num_segments; ++i) add_totals(acc[i], k + i == 0, sums + quad);
+    }
+  }
+}
+
+// Few rows: the same for R rows of x, a quad of outputs at a time. `next` is the block that the
+// caller wants next: it is fetched a quad ahead.
 template <typename F, int R>
 void stream_block(const Block<F>& block, const Block<F>& next, std::int64_t in_features,
                   const typename F::Operand* const* x, float* sums) {
-  constexpr int V = R == 1 ? 1 : 4;
   constexpr int kRows = R < kStreamTileRows ? R : kStreamTileRows;
   for (int quad = 0; quad < block.num_outputs; quad += 4) {
     const bool last = quad + 4 >= block.num_outputs;
@@ -171,23 +220,14 @@ void stream_block(const Block<F>& block, const Block<F>& next, std::int64_t in_f
       for (int row = 0; row < R; row += kRows) {
         const typename F::Operand* x_rows[kRows];
         for (int r = 0; r < kRows; ++r) x_rows[r] = x[row + r] + k;
-        Vec acc[4 / V][kRows][V];
+        const auto fetch = [&](std::int64_t i) __attribute__((always_inline)) {
+          if (row > 0) return;
 #pragma GCC unroll 4
-        for (int v = 0; v < 4; v += V) {
-          const auto fetch = [&](std::int64_t i) __attribute__((always_inline)) {
-            if (row > 0) return;
-#pragma GCC unroll 4
-            for (int j = 0; j < V; ++j) prefetch_l2(ahead[v + j] + i);
-          };
-          multiply_rows<F, kRows, V>(w + v, x_rows, count, fetch, acc[v / V]);
-        }
-        Vec totals[kRows][4];
-#pragma GCC unroll 4
-        for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-          for (int v = 0; v < 4; ++v) totals[r][v] = acc[v / V][r][v % V];
-        }
-        add_totals(totals, k == 0, sums + row * kPanelWidth + quad);
+          for (int v = 0; v < 4; ++v) prefetch_l2(ahead[v] + i);
+        };
+        Vec acc[kRows][4];
+        multiply_rows<F, kRows, 4>(w, x_rows, count, fetch, acc);
+        add_totals(acc, k == 0, sums + row * kPanelWidth + quad);
       }
     }
   }

@@ -8,6 +8,11 @@ struct Span {
   std::int64_t begin = 0;
   std::int64_t end = 0;
   bool empty() const { return begin >= end; }
+  // One of `parts` parts that are as even as can be.
+  Span part(int index, int parts) const {
+    const std::int64_t size = end - begin;
+    return {begin + size * index / parts, begin + size * (index + 1) / parts};
+  }
 };
 
 // One thread's part of a matrix of outputs.
@@ -42,17 +47,13 @@ class Partition {
   Share share(int thread) const {
     if (thread >= row_cuts_ * group_cuts_) return {};
     const std::int64_t row_units = (num_rows_ + row_step_ - 1) / row_step_;
-    const Span groups = cut(num_groups_, thread % group_cuts_, group_cuts_);
-    const Span units = cut(row_units, thread / group_cuts_, row_cuts_);
+    const Span groups = Span{0, num_groups_}.part(thread % group_cuts_, group_cuts_);
+    const Span units = Span{0, row_units}.part(thread / group_cuts_, row_cuts_);
     const std::int64_t end = units.end * row_step_;
     return {groups, {units.begin * row_step_, end < num_rows_ ? end : num_rows_}};
   }
 
  private:
-  static Span cut(std::int64_t count, int part, int parts) {
-    return {count * part / parts, count * (part + 1) / parts};
-  }
-
   std::int64_t num_groups_;
   std::int64_t num_rows_;
   std::int64_t row_step_;
@@ -60,44 +61,60 @@ class Partition {
   int group_cuts_ = 1;
 };
 
-// Groups that threads take a few at a time, at most `most` and fewer toward the end, so that a
-// thread that is held up leaves more of them to the others. Which it takes first is known before.
+// Groups that threads take a few at a time, at most `most` and fewer toward the end. Each thread
+// has a part that lies in one piece, since a processor that reads a stream fetches what comes
+// behind it, in vain where that is another thread's; who is done takes from the end of what others
+// have left.
 class GroupQueue {
  public:
-  GroupQueue(Span groups, int num_threads, std::int64_t most)
-      : groups_(groups), num_threads_(num_threads), most_(most) {
-    next_ = groups.begin + num_threads * share_of_rest(groups.begin);
-  }
-
-  Span first(int thread) const {
-    const std::int64_t size = share_of_rest(groups_.begin);
-    const std::int64_t begin = groups_.begin + thread * size;
-    return {begin, begin + size < groups_.end ? begin + size : groups_.end};
+  GroupQueue(Span groups, int num_threads, std::int32_t most)
+      : num_parts_(num_threads < kMaxParts ? num_threads : kMaxParts), most_(most) {
+    for (int i = 0; i < num_parts_; ++i) {
+      const Span part = groups.part(i, num_parts_);
+      parts_[i].rest = {static_cast<std::int32_t>(part.begin), static_cast<std::int32_t>(part.end)};
+    }
   }
 
   // Empty when all are taken. Threads may call this at once.
-  Span take() {
-    std::int64_t begin = __atomic_load_n(&next_, __ATOMIC_RELAXED);
-    while (begin < groups_.end) {
-      const std::int64_t end = begin + share_of_rest(begin);
-      if (__atomic_compare_exchange_n(&next_, &begin, end, true, __ATOMIC_RELAXED,
-                                      __ATOMIC_RELAXED)) {
-        return {begin, end};
-      }
+  Span take(int thread) {
+    for (int i = 0; i < num_parts_; ++i) {
+      const Span taken = take_from(parts_[(thread + i) % num_parts_], i > 0);
+      if (!taken.empty()) return taken;
     }
     return {};
   }
 
  private:
-  std::int64_t share_of_rest(std::int64_t begin) const {
-    const std::int64_t size = (groups_.end - begin) / num_threads_;
-    return size < 1 ? 1 : size < most_ ? size : most_;
+  static constexpr int kMaxParts = 16;  // more threads share them
+
+  struct alignas(8) Rest {
+    std::int32_t begin;
+    std::int32_t end;
+  };
+  struct alignas(64) Part {
+    Rest rest;
+  };
+
+  Span take_from(Part& part, bool from_end) const {
+    Rest now;
+    __atomic_load(&part.rest, &now, __ATOMIC_RELAXED);
+    while (now.begin < now.end) {
+      const std::int32_t half = (now.end - now.begin) / 2;
+      const std::int32_t size = half < 1 ? 1 : half < most_ ? half : most_;
+      const Rest taken =
+          from_end ? Rest{now.end - size, now.end} : Rest{now.begin, now.begin + size};
+      Rest left = from_end ? Rest{now.begin, taken.begin} : Rest{taken.end, now.end};
+      if (__atomic_compare_exchange(&part.rest, &now, &left, true, __ATOMIC_RELAXED,
+                                    __ATOMIC_RELAXED)) {
+        return {taken.begin, taken.end};
+      }
+    }
+    return {};
   }
 
-  Span groups_;
-  int num_threads_;
-  std::int64_t most_;
-  std::int64_t next_;
+  int num_parts_;
+  std::int32_t most_;
+  Part parts_[kMaxParts];
 };
 
 }  // namespace pagedcore::cpu::PAGEDCORE_ISA

@@ -4,7 +4,6 @@
 
 #include <cstdint>
 
-#include "cpp/backend/cpu/simd/x86_sum_each.h"
 #include "cpp/tensor/half.h"
 
 // The vectors of one instruction set. Every set defines the same names:
@@ -47,7 +46,26 @@ inline float sum(Vec a) {
   x = _mm_add_ps(x, _mm_movehl_ps(x, x));
   return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
 }
-// sum_each(a, b, out_a, out_b), of x86_sum_each.h: out_a[i] = sum(a[i]), out_b[i] = sum(b[i]).
+// out_a[i] = sum(a[i]), out_b[i] = sum(b[i]): of lanes j and j + 4, then j and j + 2,
+// then both. A blend, for which every port will do, stands in for the second shuffle of each step.
+[[gnu::always_inline]] inline void sum_each(const Vec (&a)[4], const Vec (&b)[4], float* out_a,
+                                            float* out_b) {
+  Vec quads[4];  // a's in the lower half, b's in the upper
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    quads[i] =
+        _mm256_add_ps(_mm256_blend_ps(a[i], b[i], 0xf0), _mm256_permute2f128_ps(a[i], b[i], 0x21));
+  }
+  const auto add_pairs = [](Vec x, Vec y) __attribute__((always_inline)) {
+    return _mm256_add_ps(_mm256_blend_ps(x, y, 0xcc), _mm256_shuffle_ps(x, y, 0x4e));
+  };
+  const Vec even = add_pairs(quads[0], quads[2]);
+  const Vec odd = add_pairs(quads[1], quads[3]);
+  const Vec sums = _mm256_add_ps(_mm256_blend_ps(even, odd, 0xaa),
+                                 _mm256_permute_ps(_mm256_blend_ps(even, odd, 0x55), 0xb1));
+  _mm_storeu_ps(out_a, _mm256_castps256_ps128(sums));
+  _mm_storeu_ps(out_b, _mm256_extractf128_ps(sums, 1));
+}
 inline float max_lane(Vec a) {
   __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
   x = _mm_max_ps(x, _mm_movehl_ps(x, x));

@@ -4,7 +4,6 @@
 
 #include <cstdint>
 
-#include "cpp/backend/cpu/simd/x86_sum_each.h"
 #include "cpp/tensor/half.h"
 
 // What the two AVX-512 sets share; avx2.h says what the names mean.
@@ -38,20 +37,27 @@ inline float sum(Vec a) {
   x = _mm_add_ps(x, _mm_movehl_ps(x, x));
   return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
 }
-// out_a[i] = sum(a[i]), out_b[i] = sum(b[i])
+// out_a[i] = sum(a[i]), out_b[i] = sum(b[i]): of lanes j and j + 8, then j and j + 4, j and j + 2,
+// then both. A blend, for which every port will do, stands in for a shuffle where it can.
 [[gnu::always_inline]] inline void sum_each(const Vec (&a)[4], const Vec (&b)[4], float* out_a,
                                             float* out_b) {
-  __m256 halves_a[4];
-  __m256 halves_b[4];
-  const auto add_halves = [](Vec v) __attribute__((always_inline)) {
-    return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
-  };
+  Vec halves[4];  // a's in the lower half, b's in the upper
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-    halves_a[i] = add_halves(a[i]);
-    halves_b[i] = add_halves(b[i]);
+    halves[i] = _mm512_mask_blend_ps(0xff00, a[i], b[i]) + _mm512_shuffle_f32x4(a[i], b[i], 0x4e);
   }
-  sum_each(halves_a, halves_b, out_a, out_b);
+  const auto add_quads = [](Vec x, Vec y) __attribute__((always_inline)) {
+    const Vec others = _mm512_mask_blend_ps(0xf0f0, y, x);
+    return _mm512_mask_blend_ps(0xf0f0, x, y) + _mm512_shuffle_f32x4(others, others, 0xb1);
+  };
+  const Vec x = add_quads(halves[0], halves[1]);
+  const Vec y = add_quads(halves[2], halves[3]);
+  const Vec pairs = _mm512_mask_blend_ps(0xcccc, x, y) + _mm512_shuffle_ps(x, y, 0x4e);
+  const Vec sums = pairs + _mm512_permute_ps(pairs, 0xb1);
+  const __m512i order = _mm512_setr_epi32(0, 4, 2, 6, 8, 12, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+  const __m256 both = _mm512_castps512_ps256(_mm512_permutexvar_ps(order, sums));
+  _mm_storeu_ps(out_a, _mm256_castps256_ps128(both));
+  _mm_storeu_ps(out_b, _mm256_extractf128_ps(both, 1));
 }
 inline float max_lane(Vec a) {
   const __m256 y = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
