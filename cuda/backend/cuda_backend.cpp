@@ -22,9 +22,7 @@ struct PartialBytes {
   std::int64_t out, max_sum, arrivals;
 };
 PartialBytes partial_bytes(const StepLimits& limits) {
-  const std::int64_t max_len = limits.table_stride * limits.block_size;
-  const std::int64_t splits =
-      std::min<std::int64_t>(kMaxSplits, std::max<std::int64_t>(8, ceil_div(max_len, 1024)) + 1);
+  const std::int64_t splits = max_splits(limits.table_stride * limits.block_size);
   const std::int64_t heads = DecodePlan::max_slots(limits.max_seqs, splits) * limits.num_heads;
   return {.out = heads * limits.head_dim * std::int64_t{sizeof(float)},
           .max_sum = heads * std::int64_t{sizeof(float2)},
@@ -268,7 +266,8 @@ void CudaBackend::do_paged_attention(const ForwardBatch& batch, const PagedAtten
                      .prefill = step.prefill,
                      .num_sms = properties_.multiProcessorCount,
                      .sm_major = properties_.major,
-                     .max_shared_bytes = static_cast<int>(properties_.sharedMemPerBlockOptin)};
+                     .max_shared_bytes = static_cast<int>(properties_.sharedMemPerBlockOptin),
+                     .sm_shared_bytes = static_cast<int>(properties_.sharedMemPerMultiprocessor)};
   if (!tensor_core_attention_serves(p)) return launch_simple_attention(args, stream_);
   if (step.max_items > 0) {
     reserve_partials({.max_seqs = static_cast<std::int32_t>(stage_.max_seqs()),

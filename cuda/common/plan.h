@@ -42,15 +42,24 @@ constexpr int kMaxSharedSplits = 1024;  // summed over the sequences of a step
 constexpr int kMaxSplits = 32;
 
 // Tokens a split: a function of the sequence's own length alone, so that its sum has the same
-// order whatever else is in the batch. Short sequences are not worth a merge; medium ones are cut
-// finely to reach many processors, long ones coarsely. A multiple of 64; at most kMaxSplits splits.
+// order whatever else is in the batch. Short sequences are not worth a merge; others are cut to
+// reach many processors, but not so finely that merges hold up the loads. A multiple of 64; at most
+// kMaxSplits splits.
 constexpr std::int32_t split_tokens(std::int32_t length) {
   if (length <= 768) return 768;
-  std::int32_t n = length / 6;
-  n = n < 256 ? 256 : n > 1024 ? 1024 : n;
-  const std::int32_t least = length / kMaxSplits + 1;
-  n = n < least ? least : n;
+  const auto parts_of = [=](std::int32_t n) { return (length + n - 1) / n; };
+  const auto less = [](std::int32_t a, std::int32_t b) { return a < b ? a : b; };
+  const auto more = [](std::int32_t a, std::int32_t b) { return a > b ? a : b; };
+  std::int32_t n = more(256, less(704, length / 6));
+  n = more(n, less(1024, parts_of(16)));
+  n = more(n, parts_of(kMaxSplits));
   return (n + 63) / 64 * 64;
+}
+// The most splits of any sequence of up to so many tokens.
+constexpr std::int64_t max_splits(std::int64_t length) {
+  const std::int64_t of_short = (length + 255) / 256, of_long = (length + 1023) / 1024;
+  const std::int64_t most = of_long < 16 ? 16 : of_long < kMaxSplits ? of_long : kMaxSplits;
+  return of_short < most ? of_short : most;
 }
 
 // Hopper's prefill kernel takes keys and values in tiles of so many tokens, by tensor copies of

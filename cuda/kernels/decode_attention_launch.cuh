@@ -3,15 +3,17 @@
 #include <algorithm>
 
 #include "cuda/kernels/decode_attention.cuh"
+#include "cuda/kernels/tensor_map.h"
 
 namespace pagedcore::cuda {
 
 template <typename KV, int kHeadDim>
 __global__ void __launch_bounds__(DecodeAttention<KV, kHeadDim>::kThreads,
                                   DecodeAttention<KV, kHeadDim>::kBlocksPerSm)
-    decode_attention_kernel(const __grid_constant__ AttentionArgs args, int stages) {
+    decode_attention_kernel(const __grid_constant__ AttentionArgs args,
+                            const __grid_constant__ CUtensorMap map, bool tensor, int stages) {
   extern __shared__ __align__(128) char shared[];
-  DecodeAttention<KV, kHeadDim>::run(args, stages, shared);
+  DecodeAttention<KV, kHeadDim>::run(args, map, tensor, stages, shared);
 }
 
 template <typename KV, int kHeadDim>
@@ -19,16 +21,21 @@ void launch_decode_attention_as(const AttentionArgs& args, std::int64_t max_item
                                 cudaStream_t stream) {
   using Kernel = DecodeAttention<KV, kHeadDim>;
   const auto kernel = decode_attention_kernel<KV, kHeadDim>;
-  const std::int64_t group = args.op.num_heads / args.op.cache.num_kv_heads;
-  const std::int64_t num_tiles = args.op.cache.num_kv_heads * ceil_div(group, Kernel::kRows);
-  // Thread blocks a processor, if it had its share of all; fewer have deeper pipelines.
-  const std::int64_t share = ceil_div(max_items * num_tiles, args.num_sms);
-  int stages = share <= 2 ? Kernel::stages_for(static_cast<int>(share)) : Kernel::kStages;
-  if (Kernel::shared_bytes(stages) > args.max_shared_bytes) stages = Kernel::kStages;
-  const int shared_bytes = Kernel::shared_bytes(stages);
-  PAGEDCORE_CUDA_CHECK(cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-      std::min(Kernel::shared_bytes(Kernel::stages_for(1)), args.max_shared_bytes)));
+  const KvCacheView& cache = args.op.cache;
+  const std::int64_t group = args.op.num_heads / cache.num_kv_heads;
+  const std::int64_t num_tiles = cache.num_kv_heads * ceil_div(group, Kernel::kHeads);
+  const int heads = static_cast<int>(std::min<std::int64_t>(group, Kernel::kHeads));
+  // A thread block that has its processor alone has a ring as deep as fits.
+  // A thread block that has its processor alone has a ring as deep as fits, and so has one that
+  // could not share it.
+  const bool alone = max_items * num_tiles <= args.num_sms;
+  const int share = args.sm_shared_bytes / Kernel::kBlocksPerSm - 1024;
+  int stages = std::min(Kernel::kSharedStages,
+                        Kernel::stages_for(std::min(share, args.max_shared_bytes), heads));
+  if (alone || stages == 0) stages = Kernel::stages_for(args.max_shared_bytes, heads);
+  const int shared_bytes = Kernel::shared_bytes(stages, heads);
+  PAGEDCORE_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                            args.max_shared_bytes));
   int blocks_a_sm = 0;
   PAGEDCORE_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
       &blocks_a_sm, kernel, Kernel::kThreads, shared_bytes));
@@ -36,7 +43,9 @@ void launch_decode_attention_as(const AttentionArgs& args, std::int64_t max_item
   const std::int64_t at_once = std::max<std::int64_t>(1, args.num_sms * blocks_a_sm / num_tiles);
   const dim3 grid(static_cast<unsigned>(num_tiles),
                   static_cast<unsigned>(std::min(max_items, at_once)));
-  launch_dependent(kernel, grid, Kernel::kThreads, shared_bytes, stream, args, stages);
+  const bool tensor = args.sm_major == 9 && cache.block_size >= Kernel::kTokens;
+  const CUtensorMap map = tensor ? describe_cache(cache, Kernel::kTokens, 2) : CUtensorMap{};
+  launch_dependent(kernel, grid, Kernel::kThreads, shared_bytes, stream, args, map, tensor, stages);
 }
 
 }  // namespace pagedcore::cuda

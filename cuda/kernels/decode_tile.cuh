@@ -3,27 +3,35 @@
 #include <type_traits>
 
 #include "cuda/common/mma.cuh"
-#include "cuda/kernels/attention.cuh"
+#include "cuda/kernels/decode_work.cuh"
 
 namespace pagedcore::cuda {
 
 // What a warp of decode attention does: kRows rows (sequence, query head) of one KV head attend to
 // kTokens tokens at a time, by mma.sync, with the online softmax in registers. K and V come through
-// shared memory: a stage holds kTokens rows of K, then as many of V. Bytes of e4m3 are widened in
-// registers: a lane's four of a row are its elements of two matrices, so the elements of a head
-// are taken in another order, by the products of queries and keys and by the outputs alike.
+// a stage of shared memory. Bytes of e4m3 are widened in registers: a lane's four of a row are its
+// elements of two matrices, so the elements of a head are taken in another order, by the products
+// of queries and keys and by the outputs alike.
 template <typename KV, int kHeadDim>
 struct DecodeTile {
   using T = typename MmaType<KV>::type;
   static constexpr bool kIsHalf = std::is_same_v<T, __half>;
   static constexpr bool kWiden = sizeof(KV) == 1;
-  static constexpr int kRows = 16;
-  static constexpr int kTokens = 16;
-  static constexpr int kWarps = kHeadDim > 128 ? 2 : kChains;  // of a thread block
-  using Tile = TileLayout<kHeadDim* static_cast<int>(sizeof(KV))>;
-  static constexpr int kTileBytes = kTokens * Tile::kRowBytes;
-  static constexpr int kStageBytes = 2 * kTileBytes;
+  static constexpr int kTokens = DecodeWork::kTokens;
   static_assert(kHeadDim % 16 == 0);
+
+  // A stage holds slices of 128 bytes of the rows: of K, then of V, then the next slice. 16-byte
+  // chunks are swizzled by the row's last three bits, as tensor copies do, so that the eight rows
+  // of a matrix lie in different banks.
+  static constexpr int kRowBytes = kHeadDim * static_cast<int>(sizeof(KV));
+  static constexpr int kChunks = kRowBytes / 16;
+  static constexpr int kSlices = (kRowBytes + 127) / 128;
+  static constexpr int kValues = kTokens * 128;  // from a slice of K to that of V
+  static constexpr int kSliceBytes = 2 * kValues;
+  static constexpr int kStageBytes = kSlices * kSliceBytes;
+  __device__ static std::uint32_t offset(int row, int chunk) {
+    return chunk / 8 * kSliceBytes + row * 128 + ((chunk ^ row) & 7) * 16;
+  }
 
   // A lane's two rows of the warp's tile: l / 4 and 8 further. Where there is none, token is -1.
   struct Row {
@@ -80,41 +88,6 @@ struct DecodeTile {
     }
   }
 
-  // Starts the copies of 16 tokens of K and V, or this warp's part of them if the block shares
-  // them; `offset` is token_offset() of their first. `whole` says that all are to be read and lie
-  // in one block.
-  template <bool kShared>
-  __device__ static void issue(const KV* k_base, std::int64_t kv_stride, std::int64_t offset,
-                               bool whole, std::uint32_t stage) {
-    constexpr int kCopies = (kTokens * Tile::kChunks + 31) / 32;
-    constexpr int kStep = kShared ? kWarps : 1;
-    const int lane = threadIdx.x % 32, first = kShared ? threadIdx.x / 32 : 0;
-    if (whole) {
-      const KV* k = k_base + __shfl_sync(0xffffffffu, offset, 0) + lane * (16 / sizeof(KV));
-      const KV* v = k + kv_stride;
-#pragma unroll
-      for (int n = first; n < kCopies; n += kStep) {
-        const int i = n * 32 + lane;
-        const std::uint32_t dst = stage + Tile::offset(i / Tile::kChunks, i % Tile::kChunks);
-        if (i >= kTokens * Tile::kChunks) continue;
-        copy_async16(dst, k + n * (512 / sizeof(KV)), true);
-        copy_async16(dst + kTileBytes, v + n * (512 / sizeof(KV)), true);
-      }
-      return;
-    }
-#pragma unroll 1
-    for (int n = first; n < kCopies; n += kStep) {
-      const int i = n * 32 + lane;
-      const int row = i / Tile::kChunks, chunk = i % Tile::kChunks;
-      const std::int64_t at = __shfl_sync(0xffffffffu, offset, row % kTokens);
-      if (row >= kTokens) continue;
-      const KV* k = k_base + (at < 0 ? 0 : at) + chunk * (16 / sizeof(KV));
-      const std::uint32_t dst = stage + Tile::offset(row, chunk);
-      copy_async16(dst, k, at >= 0);
-      copy_async16(dst + kTileBytes, k + kv_stride, at >= 0);
-    }
-  }
-
   // Four bytes of e4m3 as the two registers of a matrix's column.
   __device__ static void widen(std::uint32_t raw, std::uint32_t& low, std::uint32_t& high) {
     const auto convert = [](std::uint32_t pair) {
@@ -128,18 +101,18 @@ struct DecodeTile {
 
   // s[tokens 0 to 7, 8 to 15] = q K^T, as two sums over alternate 16 elements.
   __device__ static void multiply_keys(const std::uint32_t (&q)[kHeadDim / 16][4],
-                                       std::uint32_t k_tile, float (&s)[2][4]) {
-    constexpr int kChunks = kHeadDim / 16;
+                                       std::uint32_t stage, float (&s)[2][4]) {
+    constexpr int kSteps = kHeadDim / 16;
     const int lane = threadIdx.x % 32;
     float odd[2][4] = {};
     if constexpr (kWiden) {
 #pragma unroll
-      for (int k = 0; k < kChunks; k += 2) {
+      for (int k = 0; k < kSteps; k += 2) {
         std::uint32_t raw[4];
-        load_matrix(raw, k_tile + Tile::offset(lane % 16, min(k + lane / 16, kChunks - 1)));
+        load_matrix(raw, stage + offset(lane % 16, min(k + lane / 16, kSteps - 1)));
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
-          if (k + n / 2 >= kChunks) continue;
+          if (k + n / 2 >= kSteps) continue;
           std::uint32_t b[2];
           widen(raw[n], b[0], b[1]);
           mma(n < 2 ? s[n % 2] : odd[n % 2], q[k + n / 2], b[0], b[1], T{});
@@ -147,9 +120,9 @@ struct DecodeTile {
       }
     } else {
 #pragma unroll
-      for (int k = 0; k < kChunks; ++k) {
+      for (int k = 0; k < kSteps; ++k) {
         std::uint32_t b[4];
-        load_matrix(b, k_tile + Tile::offset(lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
+        load_matrix(b, stage + offset(lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
         mma(k % 2 == 0 ? s[0] : odd[0], q[k], b[0], b[1], T{});
         mma(k % 2 == 0 ? s[1] : odd[1], q[k], b[2], b[3], T{});
       }
@@ -161,20 +134,32 @@ struct DecodeTile {
     }
   }
 
-  // out += p V.
-  __device__ static void add_values(const std::uint32_t (&p)[4], std::uint32_t v_tile,
-                                    float (&out)[kHeadDim / 8][4]) {
-    constexpr int kChunks = kHeadDim / 16;
+  // out += p V. `seen` has ones in the halves of the lane's tokens 2 c and 2 c + 1, c being l % 4,
+  // and of those eight further: what nobody sees may be NaN, which a weight of zero keeps.
+  __device__ static void add_values(const std::uint32_t (&p)[4], const std::uint32_t (&seen)[2],
+                                    std::uint32_t stage, float (&out)[kHeadDim / 8][4]) {
+    constexpr int kSteps = kHeadDim / 16, kAtOnce = kWiden ? 2 : 1;
     const int lane = threadIdx.x % 32;
-    if constexpr (kWiden) {
+    constexpr int kLoads = (kSteps + kAtOnce - 1) / kAtOnce, kAhead = kLoads < 4 ? kLoads : 4;
+    std::uint32_t ahead[kAhead][4];
+    const auto fetch = [&](int load) {
+      const int n = load * kAtOnce;
+      const int chunk = kWiden ? min(n + lane / 16, kSteps - 1) : 2 * n + lane / 16;
+      load_matrix_transposed(ahead[load % kAhead], stage + kValues + offset(lane % 16, chunk));
+    };
 #pragma unroll
-      for (int n = 0; n < kChunks; n += 2) {
-        std::uint32_t raw[4];
-        load_matrix_transposed(raw,
-                               v_tile + Tile::offset(lane % 16, min(n + lane / 16, kChunks - 1)));
+    for (int i = 0; i < kAhead; ++i) fetch(i);
+#pragma unroll
+    for (int load = 0; load < kLoads; ++load) {
+      const int n = load * kAtOnce;
+      std::uint32_t raw[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) raw[i] = ahead[load % kAhead][i] & seen[i % 2];
+      if (load + kAhead < kLoads) fetch(load + kAhead);
+      if constexpr (kWiden) {
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
-          if (n + m >= kChunks) continue;
+          if (n + m >= kSteps) continue;
           // Bytes: two elements of one token, then those of the next.
           std::uint32_t even[2], odd[2];
           widen(__byte_perm(raw[2 * m], 0, 0x3120), even[0], odd[0]);
@@ -182,14 +167,9 @@ struct DecodeTile {
           mma(out[2 * (n + m)], p, even[0], even[1], T{});
           mma(out[2 * (n + m) + 1], p, odd[0], odd[1], T{});
         }
-      }
-    } else {
-#pragma unroll
-      for (int n = 0; n < kChunks; ++n) {
-        std::uint32_t b[4];
-        load_matrix_transposed(b, v_tile + Tile::offset(lane % 16, 2 * n + lane / 16));
-        mma(out[2 * n], p, b[0], b[1], T{});
-        mma(out[2 * n + 1], p, b[2], b[3], T{});
+      } else {
+        mma(out[2 * n], p, raw[0], raw[1], T{});
+        mma(out[2 * n + 1], p, raw[2], raw[3], T{});
       }
     }
   }
@@ -210,14 +190,14 @@ struct DecodeTile {
     }
   }
 
-  // Adds 16 tokens at `begin` to the state; all rows see from `all_start` on.
-  __device__ static void step(const AttentionArgs& args, const Row (&rows)[2],
-                              std::int32_t all_start, std::int32_t begin, std::int32_t end,
-                              const std::uint32_t (&q)[kHeadDim / 16][4], std::uint32_t k_tile,
-                              std::uint32_t v_tile, State& state) {
+  // Adds the group at `begin` to the state.
+  __device__ static void step(const AttentionArgs& args, const DecodeWork& work,
+                              const Row (&rows)[2], std::int32_t begin,
+                              const std::uint32_t (&q)[kHeadDim / 16][4], std::uint32_t stage,
+                              State& state) {
     const int lane = threadIdx.x % 32;
     float s[2][4] = {};
-    multiply_keys(q, k_tile, s);
+    multiply_keys(q, stage, s);
     const float scale = args.op.scale * args.op.cache.k_scale * kLog2E;
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
@@ -225,13 +205,17 @@ struct DecodeTile {
       for (int c = 0; c < 4; ++c) s[n][c] *= scale;
     }
     if (args.op.softcap != 0.0f) cap_scores(s, args.op.softcap);
-    if (begin < all_start || begin + kTokens > end) {
+    std::uint32_t seen[2] = {~0u, ~0u};
+    const bool all_see = !work.shared() || args.op.sliding_window == 0;
+    if (!all_see || begin < work.start || begin + kTokens > work.end) {
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
           const std::int32_t token = begin + n * 8 + lane % 4 * 2 + c % 2;
-          if (token < rows[c / 2].start || token >= end) s[n][c] = kNegativeInfinity;
+          if (token < rows[c / 2].start || token >= work.end) s[n][c] = kNegativeInfinity;
+          const bool any = token >= work.start && token < work.end;
+          if (!any) seen[n] &= c % 2 == 0 ? 0xffff0000u : 0x0000ffffu;
         }
       }
     }
@@ -270,7 +254,7 @@ struct DecodeTile {
     }
     const std::uint32_t p[4] = {pack2(s[0][0], s[0][1], T{}), pack2(s[0][2], s[0][3], T{}),
                                 pack2(s[1][0], s[1][1], T{}), pack2(s[1][2], s[1][3], T{})};
-    add_values(p, v_tile, state.out);
+    add_values(p, seen, stage, state.out);
   }
 };
 

@@ -58,6 +58,7 @@ struct AttentionArgs {
   int num_sms = 1;
   int sm_major = 8;
   int max_shared_bytes = 0;  // of a thread block
+  int sm_shared_bytes = 0;   // of a processor
 };
 
 // The tensor-core kernels of one KV dtype and head_dim.

@@ -40,7 +40,7 @@ void launch_prefill_attention_as(const AttentionArgs& args, std::int64_t num_til
       const auto num_items = static_cast<std::int32_t>(num_tiles * cache.num_kv_heads);
       const dim3 grid(static_cast<unsigned>(num_items < args.num_sms ? num_items : args.num_sms));
       return launch_dependent(kernel, grid, Kernel::kThreads, Kernel::kSharedBytes, stream, args,
-                              describe_cache(cache, box_tokens), num_items);
+                              describe_cache(cache, box_tokens, 1), num_items);
     }
   }
   using Kernel = PrefillAttention<KV, kHeadDim>;

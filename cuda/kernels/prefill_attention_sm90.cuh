@@ -83,6 +83,7 @@ struct PrefillAttentionSm90 {
       Work work{};
       const bool any = item < num_items;  // where not, the rounds behind are empty too
       if (any) work = Base::find_work(args, item % kv_heads, item / kv_heads);
+      if (round == 0) await_inputs();  // what it was found by was there before
       barrier_wait(smem_address(&s.item_empty[at.index]), at.parity ^ 1);
       const std::uint32_t full = smem_address(&s.item_full[at.index]);
       if (thread == 0) {
@@ -125,7 +126,7 @@ struct PrefillAttentionSm90 {
                    : "memory");
     }
     if (same) {
-      sm90::barrier_arrive_after_copies(full);
+      barrier_arrive_after_copies(full);
     } else {
       barrier_arrive(full);
     }
@@ -144,6 +145,7 @@ struct PrefillAttentionSm90 {
     const bool copies = box * box_tokens < kCols && half < kHalves;
     Cursor<kItems> item;
     Cursor<kStages> at;
+    await_inputs();
     for (;; item.next()) {
       barrier_wait(smem_address(&s.item_full[item.index]), item.parity);
       const Work work = s.work[item.index];
@@ -151,7 +153,6 @@ struct PrefillAttentionSm90 {
       if (lane == 0) barrier_arrive(smem_address(&s.item_empty[item.index]));
       if (work.end == 0) return;
       const BlockId* table = args.batch.block_tables + work.table_row * args.batch.table_stride;
-      const auto slice = static_cast<int>((args.op.layer * 2 + kv) * c.num_kv_heads) + work.kv_head;
       // Blocks that no row sees are not in the table; beyond the last block all is zero.
       const auto block_of = [&](std::int32_t first) {
         const std::int32_t token = first + box * box_tokens;
@@ -171,7 +172,9 @@ struct PrefillAttentionSm90 {
           const std::uint32_t dst =
               smem_address(s.kv[kv][at.index]) + half * kTile + box * box_tokens * 128;
           const int row = (begin + box * box_tokens) & (block_size - 1);
-          sm90::copy_box(dst, map, half * 64, row, slice, now, full);
+          const auto head =
+              (now * c.num_layers + args.op.layer) * 2 * c.num_kv_heads + work.kv_head;
+          sm90::copy_box(dst, map, half * 64, row, kv, static_cast<int>(head), full);
         }
       }
     }
@@ -381,6 +384,7 @@ struct PrefillAttentionSm90 {
   __device__ static void compute(const AttentionArgs& args, Shared& s) {
     Progress at{};
     at.group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128 - 1, 0);
+    await_inputs();
     for (;; at.item.next()) {
       barrier_wait(smem_address(&s.item_full[at.item.index]), at.item.parity);
       sm90::proxy_fence();  // the queries were written by ordinary copies
@@ -395,7 +399,6 @@ struct PrefillAttentionSm90 {
     allow_next();
     Shared& s = *reinterpret_cast<Shared*>(raw + (1024 - smem_address(raw) % 1024) % 1024);
     if (threadIdx.x == 0) init_barriers(s);
-    await_inputs();
     __syncthreads();
     if (threadIdx.x < 128) {
       sm90::give_registers<40>();

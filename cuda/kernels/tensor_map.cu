@@ -43,13 +43,15 @@ CUtensorMap describe(const void* data, const cuuint64_t (&sizes)[kRank],
 
 }  // namespace
 
-CUtensorMap describe_cache(const KvCacheView& cache, int rows) {
+CUtensorMap describe_cache(const KvCacheView& cache, int tokens, int kvs) {
+  const std::int64_t element_bytes = dtype_bits(cache.dtype) / 8;
   return describe<4>(
       cache.data,
-      {count(cache.head_dim), count(cache.block_size),
-       count(cache.num_layers * 2 * cache.num_kv_heads), count(cache.num_blocks)},
-      {count(cache.head_dim * 2), count(cache.head_stride() * 2), count(cache.block_bytes())},
-      {64, static_cast<cuuint32_t>(rows), 1, 1});
+      {count(cache.head_dim * element_bytes / 2), count(cache.block_size), 2,
+       count(cache.num_blocks * cache.num_layers * 2 * cache.num_kv_heads)},
+      {count(cache.head_dim * element_bytes), count(cache.kv_stride() * element_bytes),
+       count(cache.head_stride() * element_bytes)},
+      {64, static_cast<cuuint32_t>(tokens), static_cast<cuuint32_t>(kvs), 1});
 }
 
 CUtensorMap describe_matrix(const void* data, std::int64_t rows, std::int64_t columns,

@@ -8,10 +8,10 @@
 
 namespace pagedcore::cuda {
 
-// Describes the cache to Hopper's tensor copies: boxes of [rows, 64] elements of 16 bits, of
-// coordinates (element of a row, token of a block, (layer * 2 + kv) * num_kv_heads + head, block).
-// In shared memory they are tiles as wgmma.cuh describes them. Throws DeviceError.
-CUtensorMap describe_cache(const KvCacheView& cache, int rows);
+// Describes the cache to Hopper's tensor copies: boxes [kvs][tokens] of 128 bytes, of coordinates
+// (two bytes of a row, token of a block, K or V, (block * num_layers + layer) * 2 * num_kv_heads +
+// head). In shared memory they are tiles as wgmma.cuh describes them. Throws DeviceError.
+CUtensorMap describe_cache(const KvCacheView& cache, int tokens, int kvs);
 
 // Likewise a matrix [rows, columns] of 16-bit elements, its rows `stride` apart: boxes of
 // [box_rows, 64], of coordinates (column, row). REQUIRES: 16-byte aligned rows.

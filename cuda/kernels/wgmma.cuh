@@ -49,11 +49,6 @@ __device__ inline void give_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// Arrives once the copy_async16() of this thread so far are done.
-__device__ inline void barrier_arrive_after_copies(std::uint32_t barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
-}
-
 // Copies a box of a tensor to shared memory; the barrier counts its bytes. What lies outside of the
 // tensor is written as zeros.
 __device__ inline void copy_box(std::uint32_t dst, const CUtensorMap& map, int c0, int c1, int c2,

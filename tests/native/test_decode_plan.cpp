@@ -145,7 +145,8 @@ void random_batches_are_planned_soundly() {
 void splits_are_few_and_whole_rounds() {
   for (std::int32_t length = 1; length < 300'000; length += 1 + length / 50) {
     const std::int32_t size = split_tokens(length);
-    CHECK(size % (16 * kChains) == 0 && (length + size - 1) / size <= kMaxSplits);
+    CHECK(size % (16 * kChains) == 0 && (length + size - 1) / size <= max_splits(length));
+    CHECK(max_splits(length) <= kMaxSplits);
   }
 }
 
