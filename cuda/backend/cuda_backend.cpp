@@ -200,6 +200,7 @@ void CudaBackend::do_linear(const LinearParams& p) {
                     dtype_name(p.weights[0].dtype), ", got ", dtype_name(p.x_dtype));
   if (!graphs_.admit(p)) return;
   if (gemv_serves(p)) return launch_gemv(p, stream_);
+  if (properties_.major == 9 && skinny_linear_serves(p)) return launch_skinny_linear(p, stream_);
 
   const bool gated = p.epilogue == LinearEpilogue::kGated;
   void* y = p.y;

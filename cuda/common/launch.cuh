@@ -18,21 +18,35 @@ __device__ inline void allow_next() {
                (asm volatile("griddepcontrol.launch_dependents;" :: : "memory");))
 }
 
-// Launches a kernel that calls await_inputs(); throws DeviceError.
+// Launches a kernel that calls await_inputs(), in clusters of `cluster` thread blocks; throws
+// DeviceError.
 template <typename... Params, typename... Args>
-void launch_dependent(void (*kernel)(Params...), dim3 grid, int threads, std::int64_t shared_bytes,
-                      cudaStream_t stream, const Args&... args) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+void launch_dependent_clusters(int cluster, void (*kernel)(Params...), dim3 grid, int threads,
+                               std::int64_t shared_bytes, cudaStream_t stream,
+                               const Args&... args) {
+  cudaLaunchAttribute attributes[2] = {};
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = has_programmatic_launch() ? 1 : 0;
+  config.attrs = attributes;
+  if (has_programmatic_launch()) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  }
   PAGEDCORE_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, Params(args)...));
+}
+template <typename... Params, typename... Args>
+void launch_dependent(void (*kernel)(Params...), dim3 grid, int threads, std::int64_t shared_bytes,
+                      cudaStream_t stream, const Args&... args) {
+  launch_dependent_clusters(1, kernel, grid, threads, shared_bytes, stream, args...);
 }
 
 }  // namespace pagedcore::cuda

@@ -5,6 +5,7 @@
 #include <cuda_fp8.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "pagedcore/ops.h"
 
@@ -140,6 +141,26 @@ __device__ inline float activate(Activation kind, float x) {
       return fmaxf(x, 0.0f);
     default:
       return x;
+  }
+}
+
+// Chooses once for all elements, so that little code lies between them.
+__device__ inline void activate(Activation kind, float (&v)[kVec]) {
+  const auto each = [&](auto chosen) {
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) v[j] = activate(chosen.value, v[j]);
+  };
+  switch (kind) {
+    case Activation::kSilu:
+      return each(std::integral_constant<Activation, Activation::kSilu>{});
+    case Activation::kGelu:
+      return each(std::integral_constant<Activation, Activation::kGelu>{});
+    case Activation::kGeluTanh:
+      return each(std::integral_constant<Activation, Activation::kGeluTanh>{});
+    case Activation::kRelu:
+      return each(std::integral_constant<Activation, Activation::kRelu>{});
+    default:
+      return;
   }
 }
 

@@ -35,6 +35,11 @@ void launch_bias_activation(const BiasActivationParams& p, cudaStream_t stream);
 bool gemv_serves(const LinearParams& p);
 void launch_gemv(const LinearParams& p, cudaStream_t stream);
 
+// Whether launch_skinny_linear serves these parameters, on Hopper: few rows of few inputs, 16-bit,
+// everything in whole vectors.
+bool skinny_linear_serves(const LinearParams& p);
+void launch_skinny_linear(const LinearParams& p, cudaStream_t stream);
+
 void launch_copy_blocks(const KvCacheView& cache, const BlockCopy* copies, std::int64_t num_copies,
                         cudaStream_t stream);
 void launch_update_tables(BlockId* tables, std::int64_t table_stride, const TableUpdate* updates,

@@ -59,6 +59,14 @@ __device__ inline void copy_box(std::uint32_t dst, const CUtensorMap& map, int c
       "l"(&map), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(barrier)
       : "memory");
 }
+__device__ inline void copy_box(std::uint32_t dst, const CUtensorMap& map, int c0, int c1,
+                                std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, "
+      "{%2, %3}], [%4];" ::"r"(dst),
+      "l"(&map), "r"(c0), "r"(c1), "r"(barrier)
+      : "memory");
+}
 
 // Arrives, and has the barrier wait for `bytes` of copies too.
 __device__ inline void barrier_arrive_expecting(std::uint32_t barrier, int bytes) {
@@ -70,31 +78,41 @@ __device__ inline void barrier_arrive_expecting(std::uint32_t barrier, int bytes
 #define PAGEDCORE_D8(n)                                                                       \
   "+f"(d[n]), "+f"(d[n + 1]), "+f"(d[n + 2]), "+f"(d[n + 3]), "+f"(d[n + 4]), "+f"(d[n + 5]), \
       "+f"(d[n + 6]), "+f"(d[n + 7])
-#define PAGEDCORE_D32 PAGEDCORE_D8(0), PAGEDCORE_D8(8), PAGEDCORE_D8(16), PAGEDCORE_D8(24)
+#define PAGEDCORE_D16 PAGEDCORE_D8(0), PAGEDCORE_D8(8)
+#define PAGEDCORE_D32 PAGEDCORE_D16, PAGEDCORE_D8(16), PAGEDCORE_D8(24)
 #define PAGEDCORE_D64 \
   PAGEDCORE_D32, PAGEDCORE_D8(32), PAGEDCORE_D8(40), PAGEDCORE_D8(48), PAGEDCORE_D8(56)
-#define PAGEDCORE_NAMES32                                                                      \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, " \
-  "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define PAGEDCORE_NAMES8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define PAGEDCORE_NAMES16 PAGEDCORE_NAMES8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define PAGEDCORE_NAMES32 \
+  PAGEDCORE_NAMES16       \
+  ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define PAGEDCORE_NAMES64                                                    \
   PAGEDCORE_NAMES32                                                          \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, " \
   "%46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
-// d[64, 128] = a b, or d + a b: a [64, 16] and b [128, 16] lie in shared memory.
+// d[64, 2 kSize] = a b, or d + a b: a [64, 16] and b [2 kSize, 16] lie in shared memory. OPERANDS
+// names a, b and `add`.
+#define PAGEDCORE_PRODUCT_OF_SHARED(T, PTX, SIZE, COLUMNS, NAMES, D, ADD, OPERANDS)               \
+  __device__ inline void mma_shared(float (&d)[SIZE], std::uint64_t a, std::uint64_t b, bool add, \
+                                    T) {                                                          \
+    asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " ADD                                      \
+                 ", 0;\n"                                                                         \
+                 "wgmma.mma_async.sync.aligned.m64n" COLUMNS "k16.f32." PTX "." PTX " {" NAMES    \
+                 "}, " OPERANDS ", add, 1, 1, 0, 0;\n}\n"                                         \
+                 : D                                                                              \
+                 : "l"(a), "l"(b), "r"(static_cast<int>(add)));                                   \
+  }
 // d[64, kN] += a b: a [64, 16] is in registers, b [16, kN] in shared memory.
 // Lane l of warp w holds rows 16 w + l / 4 and 8 further of d, in the order of mma(): columns
 // 8 n + l % 4 * 2 and the next in d[4 n ..].
 #define PAGEDCORE_PRODUCTS(T, PTX)                                                                 \
-  __device__ inline void mma_shared(float (&d)[64], std::uint64_t a, std::uint64_t b, bool add,    \
-                                    T) {                                                           \
-    asm volatile(                                                                                  \
-        "{\n.reg .pred add;\nsetp.ne.b32 add, %66, 0;\n"                                           \
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32." PTX "." PTX " {" PAGEDCORE_NAMES64          \
-        "}, %64, %65, add, 1, 1, 0, 0;\n}\n"                                                       \
-        : PAGEDCORE_D64                                                                            \
-        : "l"(a), "l"(b), "r"(static_cast<int>(add)));                                             \
-  }                                                                                                \
+  PAGEDCORE_PRODUCT_OF_SHARED(T, PTX, 8, "16", PAGEDCORE_NAMES8, PAGEDCORE_D8(0), "%10", "%8, %9") \
+  PAGEDCORE_PRODUCT_OF_SHARED(T, PTX, 16, "32", PAGEDCORE_NAMES16, PAGEDCORE_D16, "%18",           \
+                              "%16, %17")                                                          \
+  PAGEDCORE_PRODUCT_OF_SHARED(T, PTX, 64, "128", PAGEDCORE_NAMES64, PAGEDCORE_D64, "%66",          \
+                              "%64, %65")                                                          \
   __device__ inline void mma_registers(float (&d)[64], const std::uint32_t (&a)[4],                \
                                        std::uint64_t b, T) {                                       \
     asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." PTX "." PTX " {" PAGEDCORE_NAMES64 \
@@ -112,10 +130,14 @@ __device__ inline void barrier_arrive_expecting(std::uint32_t barrier, int bytes
 PAGEDCORE_PRODUCTS(__nv_bfloat16, "bf16")
 PAGEDCORE_PRODUCTS(__half, "f16")
 #undef PAGEDCORE_PRODUCTS
+#undef PAGEDCORE_PRODUCT_OF_SHARED
 #undef PAGEDCORE_NAMES64
 #undef PAGEDCORE_NAMES32
+#undef PAGEDCORE_NAMES16
+#undef PAGEDCORE_NAMES8
 #undef PAGEDCORE_D64
 #undef PAGEDCORE_D32
+#undef PAGEDCORE_D16
 #undef PAGEDCORE_D8
 
 }  // namespace pagedcore::cuda::sm90

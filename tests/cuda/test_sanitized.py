@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from harness import Cache
+from harness import Cache, relative_error
 from test_attention import check, make_case
 
 
@@ -23,6 +23,24 @@ def test_sanitized_attention_on_common_blocks(ops, dtype, group):
         table[:64] = tables[0][:64]
     check(ops, case, dtype=dtype)
     check(ops, case, dtype=dtype, window=800)
+
+
+@pytest.mark.parametrize("epilogue", ["store", "accumulate", "gated"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sanitized_linear_of_few_rows(ops, dtype, epilogue):
+    """Stages that are used again, slices of the inputs, ragged edges."""
+    x = torch.randn(19, 1992, device="cuda").to(dtype)
+    weights = list(torch.randn(2, 200, 1992, device="cuda").to(dtype) / 45)
+    parts = [x.double() @ w.double().T for w in weights]
+    y = torch.ones(19, 200 if epilogue == "gated" else 400, device="cuda")
+    ops.linear(
+        x, weights, y, epilogue=epilogue, activation="silu" if epilogue == "gated" else "none"
+    )
+    if epilogue == "gated":
+        expected = torch.nn.functional.silu(parts[0]) * parts[1]
+    else:
+        expected = torch.cat(parts, 1) + (epilogue == "accumulate")
+    assert relative_error(y, expected) < 1e-5
 
 
 def test_sanitized_other_ops(ops):
