@@ -25,4 +25,6 @@ def test_kernel_objects_share_no_weak_symbols():
             lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             for line in lines.splitlines():
                 _, kind, name = line.split(maxsplit=2)
+                if name.startswith("DW.ref."):
+                    continue  # an address that sanitized code looks up, the same in every copy
                 assert kind not in "WVu" or f"cpu::{isa}::" in name, f"{path.name}: {name}"
