@@ -1,6 +1,7 @@
 """The work that every engine is given, and how it is measured.
 
-Decode speeds are derived for every engine alike: ``B * (new - 1) / (t(new tokens) - t(1 token))``.
+Decode speeds are derived for every engine alike: ``B * (new - 1) / (t(new tokens) - t(1 token))``,
+the latter as the mean of one turn before and one after, since the machine's speed drifts.
 Every repetition uses new random prompts, so that no prefix cache can serve a prefill.
 """
 
@@ -68,9 +69,12 @@ class Work:
 
     def decode(self, batch: int) -> float:
         """Generated tokens a second once the 128-token prompts are computed."""
-        first = self._seconds(Batch(self._fresh(batch, 128), [1] * batch))
-        whole = self._seconds(Batch(self._fresh(batch, 128), [self._decode_tokens] * batch))
-        return batch * (self._decode_tokens - 1) / (whole - first)
+
+        def seconds(tokens: int) -> float:
+            return self._seconds(Batch(self._fresh(batch, 128), [tokens] * batch))
+
+        before, whole, after = seconds(1), seconds(self._decode_tokens), seconds(1)
+        return batch * (self._decode_tokens - 1) / (whole - (before + after) / 2)
 
     def parallel(self) -> float:
         """Seconds for 8 prompts of 512 tokens with 8 samples of 64 tokens each."""
