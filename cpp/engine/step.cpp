@@ -221,6 +221,13 @@ void Engine::Impl::end_exceeding(const StepPlan& plan) {
       if (request.updates_at_end) rank_samples(request);
     }
     if (request.updates_at_end) report_ranked(request);
+    // Those of its n sequences that were to part with their first tokens.
+    for (auto i = std::ssize(request.sequences); i < request.params.n; ++i) {
+      SequenceUpdate& update = new_update(request);
+      update.index = static_cast<std::int32_t>(i);
+      update.finish_reason = FinishReason::kCapacity;
+      update.explanation = request.explanation;
+    }
     end_request(request);
   }
 }

@@ -74,6 +74,21 @@ def test_a_request_that_outgrows_the_pool_alone_ends_with_capacity_and_the_numbe
     )
 
 
+@pytest.mark.parametrize("group", [{"n": 3}, {"n": 2, "best_of": 4}, {"n": 2, "beam_width": 3}])
+def test_all_sequences_of_a_group_end_when_its_prompt_finds_no_room(group):
+    engine = make_engine(MODEL, num_blocks=8, block_size=4, enable_prefix_caching=False)
+    holder = engine.add_request([5] * 17, params(max_tokens=8), hold=True)
+    while engine.has_unfinished():
+        engine.step()
+    request = engine.add_request(list(range(3, 15)), params(**group))
+    ended = run(engine)
+    assert sorted(ended) == [(request, i) for i in range(group["n"])]
+    for output in ended.values():
+        assert output.reason == "capacity" and "8 blocks of 4" in output.update.explanation
+    engine.release(holder)
+    assert engine.verify() == [] and engine.stats().used_blocks == 0
+
+
 def test_aborted_and_finished_requests_send_nothing_more():
     engine = make_engine(MODEL, num_blocks=64)
     first, second = engine.add_request(PROMPT, params()), engine.add_request(PROMPT, params())
