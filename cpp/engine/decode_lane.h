@@ -8,11 +8,12 @@ namespace pagedcore {
 
 // What a step needs of a sequence that goes on decoding as it did in the last step, side by side
 // with those of the others: such a step reads neither its state nor its request. Lane i stands for
-// span i of the last batch; where that one decodes otherwise, `sequence` is null.
+// span i of the last batch; where that one decodes otherwise, or has ended, `sequence` is null.
 // Invariant: the span was token i of the batch and RequestState::decodes_plainly(), its sample was
 // `sample`, and that is the sequence's last token.
 struct DecodeLane {
   Sequence* sequence = nullptr;
+  bool has_ended = false;  // those behind it move up in the next batch
   SequenceState* state = nullptr;
   std::uint64_t stop_filter = 0;  // bit t % 64 of each stop token t
   std::int32_t sample = 0;
