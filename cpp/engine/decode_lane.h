@@ -13,12 +13,12 @@ namespace pagedcore {
 // `sample`, and that is the sequence's last token.
 struct DecodeLane {
   Sequence* sequence = nullptr;
-  bool has_ended = false;  // those behind it move up in the next batch
   SequenceState* state = nullptr;
   std::uint64_t stop_filter = 0;  // bit t % 64 of each stop token t
   std::int32_t sample = 0;
   std::int32_t last_position = 0;  // where a token is the sequence's last, whichever it is
   std::int32_t update = -1;        // index of its last update; -1: none from this lane
+  bool has_ended = false;          // those behind it move up in the next batch
 };
 
 }  // namespace pagedcore

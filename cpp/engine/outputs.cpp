@@ -43,12 +43,14 @@ std::int32_t Engine::Impl::take_from_lanes(std::int32_t first) {
   for (; i < num_lanes; ++i) {
     DecodeLane& lane = all[i];
     const std::int32_t place = first_update + i;
-    if (lane.update < place) break;
+    if (lane.update != place) {
+      if (lane.update < place) break;
+      updates.move(std::exchange(lane.update, place), place);
+    }
     const TokenId token = tokens[lane.sample];
     if ((lane.stop_filter >> (token & 63) & 1) != 0) break;
     if (!is_ahead && lane.sequence->num_tokens() >= lane.last_position) break;
     scheduler.append_token(*lane.sequence, token);
-    if (lane.update > place) updates.move(std::exchange(lane.update, place), place);
   }
   updates.repeat(i - first);
   counters.num_output_tokens += i - first;

@@ -114,28 +114,37 @@ Span SchedulerCore::make_span(Sequence& sequence, std::int32_t num_tokens) {
       .is_plain_decode = num_tokens == 1 && reaches_end && is_new && goes_on};
 }
 
-// The last plan's spans stay, each a token further, while they are those of the first running
-// sequences and nothing but a token has come to these; those move up that stood behind spans of
-// sequences that run no more. Gives their number.
+// Leaves out of the last plan's spans those of sequences that run no more.
+void SchedulerCore::leave_out_ended() {
+  const std::span<Sequence* const> running = running_.only();
+  std::size_t count = 0;
+  std::erase_if(plan_.spans, [&](const Span& span) {
+    const bool stays = count < running.size() && running[count] == span.sequence;
+    count += stays;
+    return !stays;
+  });
+}
+
+// The last plan's first spans stay, each a token further, while they are those of the first running
+// sequences and nothing but a token has come to these. Gives their number.
 std::size_t SchedulerCore::repeat_spans() {
   growing_.clear();
-  const std::size_t limit = std::min(running_.size(), static_cast<std::size_t>(budget_));
-  const std::size_t num_last = plan_.spans.size();
+  if (plan_.spans.size() > running_.size()) leave_out_ended();
+  const std::size_t limit =
+      std::min({plan_.spans.size(), running_.size(), static_cast<std::size_t>(budget_)});
   Sequence* const* const running = running_.only().data();
   Span* const spans = plan_.spans.data();
   std::size_t count = 0;
-  for (std::size_t last = 0; count < limit; ++count, ++last) {
+  for (; count < limit; ++count) {
+    Span& span = spans[count];
     const Sequence* sequence = running[count];
-    while (last < num_last && spans[last].sequence != sequence) ++last;
-    if (last == num_last) break;
-    const std::int32_t context_len = spans[last].context_len + 1;
-    if (!spans[last].is_plain_decode || sequence->table_changed_ ||
+    const std::int32_t context_len = span.context_len + 1;
+    if (sequence != span.sequence || !span.is_plain_decode || sequence->table_changed_ ||
         sequence->num_computed_ != context_len || sequence->num_tokens() != context_len + 1) {
       break;
     }
-    if (last != count) spans[count] = spans[last];
-    spans[count].context_len = context_len;
-    spans[count].table_changed = false;
+    span.context_len = context_len;
+    span.table_changed = false;
     if (context_len >= sequence->writable_end_) growing_.push_back(count);
   }
   plan_.spans.resize(count);
