@@ -289,7 +289,8 @@ def test_a_prompt_admitted_in_part_takes_as_many_cached_blocks_as_are_spare(
     scheduler.add(list(range(100, 117)), request_id=2)
     run(scheduler)
     late = scheduler.add([*range(12), *range(200, 212)], request_id=3)
-    run(scheduler)
+    plan = run(scheduler)
+    assert [s.request_id for s in plan.spans] == [2]  # no block is left to compute in
     assert late.table == cached[:num_blocks_found]
     assert late.num_computed == 4 * num_blocks_found
 
