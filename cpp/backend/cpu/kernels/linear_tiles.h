@@ -12,8 +12,10 @@ namespace pagedcore::cpu::PAGEDCORE_ISA {
 inline constexpr std::int64_t kSegmentBytes = 3072;
 // Rows of a packed panel lie so far apart, so that they do not push each other out of the cache.
 inline constexpr std::int64_t kPanelRowBytes = kSegmentBytes + 64;
-// A panel is up to so many blocks of kLanes outputs.
+// A panel is up to so many blocks of kLanes outputs; of gate and up for one row of x, which reads a
+// panel once, more: every change from one to the other costs a stream from memory its start.
 inline constexpr int kPanelBlocks = 4;
+inline constexpr int kMostPanelBlocks = 16;
 inline constexpr int kPanelWidth = kPanelBlocks * kLanes;
 inline constexpr std::int64_t kPanelBytes = kPanelWidth * kPanelRowBytes;
 
