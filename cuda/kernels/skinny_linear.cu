@@ -43,8 +43,10 @@ bool is_aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16
 }  // namespace
 
 bool skinny_linear_serves(const LinearParams& p) {
-  bool serves = p.num_rows <= kMaxRows && p.in_features % 8 == 0 && p.x_stride % 8 == 0 &&
-                p.y_stride % 8 == 0 && is_aligned(p.x) && is_aligned(p.y) &&
+  const bool adds = p.epilogue == LinearEpilogue::kAccumulate;
+  bool serves = p.num_rows <= kMaxRows && (!adds || p.y_dtype == DType::kFloat32) &&
+                p.in_features % 8 == 0 && p.x_stride % 8 == 0 && p.y_stride % 8 == 0 &&
+                is_aligned(p.x) && is_aligned(p.y) &&
                 (p.x_dtype == DType::kBFloat16 || p.x_dtype == DType::kFloat16);
   std::int64_t outputs = 0;
   for (int i = 0; i < p.num_weights; ++i) {
@@ -53,11 +55,30 @@ bool skinny_linear_serves(const LinearParams& p) {
     serves = serves && w.dtype == p.x_dtype && w.layout == WeightLayout::kOutIn &&
              w.out_features % 8 == 0 && is_aligned(w.data) && is_aligned(w.bias);
   }
+  if (p.norm.weight != nullptr) {
+    serves = serves && p.num_weights == 1 && adds && is_aligned(p.norm.weight) &&
+             is_aligned(p.norm.scaled);
+  }
   return serves && outputs * p.in_features <= kMaxWeights;
 }
 
-void launch_skinny_linear(const LinearParams& p, cudaStream_t stream) {
-  SkinnyLinearArgs args{.op = p};
+bool skinny_linear_serves(const LinearParams& p, const RopeAndCacheParams& rope) {
+  const std::int64_t head_dim = rope.cache.head_dim;
+  bool serves = skinny_linear_serves(p) && p.epilogue == LinearEpilogue::kStore &&
+                p.activation == Activation::kNone && head_dim >= 16 && 128 % head_dim == 0 &&
+                is_aligned(rope.query) && is_aligned(rope.cache.data) && is_aligned(rope.q_norm) &&
+                is_aligned(rope.k_norm) && is_aligned(rope.cos_sin);
+  if (rope.cos_sin != nullptr) serves = serves && rope.rotary_dim % 16 == 0;
+  for (int i = 0; i < p.num_weights; ++i) {
+    serves = serves && p.weights[i].out_features % head_dim == 0;
+  }
+  return serves;
+}
+
+void launch_skinny_linear(const LinearParams& p, const RopeAndCacheParams* rope,
+                          cudaStream_t stream) {
+  SkinnyLinearArgs args{.op = p, .rotates = rope != nullptr};
+  if (rope != nullptr) args.rope = *rope;
   const bool gated = p.epilogue == LinearEpilogue::kGated;
   std::int64_t blocks = 0;
   for (int i = 0; i < p.num_weights; ++i) {
