@@ -30,10 +30,4 @@ __device__ inline void cluster_copy(std::uint32_t to, std::uint32_t from, int by
       : "memory");
 }
 
-// Arrives at a barrier of another block; orders no memory accesses.
-__device__ inline void cluster_barrier_arrive(std::uint32_t barrier) {
-  asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier)
-               : "memory");
-}
-
 }  // namespace pagedcore::cuda

@@ -39,8 +39,8 @@ void launch_bias_activation(const BiasActivationParams& p, cudaStream_t stream);
 bool gemv_serves(const LinearParams& p);
 void launch_gemv(const LinearParams& p, cudaStream_t stream);
 
-// Whether launch_skinny_linear serves these parameters, on Hopper: few rows of few inputs, 16-bit,
-// everything in whole vectors.
+// Whether launch_skinny_linear serves these parameters, on Hopper: few rows, 16-bit, everything in
+// whole vectors.
 bool skinny_linear_serves(const LinearParams& p);
 // Whether it does rope_and_cache of y in place of storing it too.
 bool skinny_linear_serves(const LinearParams& p, const RopeAndCacheParams& rope);

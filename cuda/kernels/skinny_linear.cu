@@ -7,10 +7,7 @@
 namespace pagedcore::cuda {
 namespace {
 
-// Beyond, cuBLASLt is as fast or faster, see README.md: many rows make x as large a load as the
-// weights, and of a large product little is lost where the next kernel does not start early.
-constexpr std::int64_t kMaxRows = 32;
-constexpr std::int64_t kMaxWeights = std::int64_t{1} << 25;
+constexpr std::int64_t kMaxRows = 32;  // many rows make x as large a load as the weights
 
 template <typename T, int kTokens>
 __global__ void __launch_bounds__(SkinnyLinear<T, kTokens>::kThreads)
@@ -48,10 +45,8 @@ bool skinny_linear_serves(const LinearParams& p) {
                 p.in_features % 8 == 0 && p.x_stride % 8 == 0 && p.y_stride % 8 == 0 &&
                 is_aligned(p.x) && is_aligned(p.y) &&
                 (p.x_dtype == DType::kBFloat16 || p.x_dtype == DType::kFloat16);
-  std::int64_t outputs = 0;
   for (int i = 0; i < p.num_weights; ++i) {
     const LinearWeight& w = p.weights[i];
-    outputs += w.out_features;
     serves = serves && w.dtype == p.x_dtype && w.layout == WeightLayout::kOutIn &&
              w.out_features % 8 == 0 && is_aligned(w.data) && is_aligned(w.bias);
   }
@@ -59,7 +54,7 @@ bool skinny_linear_serves(const LinearParams& p) {
     serves = serves && p.num_weights == 1 && adds && is_aligned(p.norm.weight) &&
              is_aligned(p.norm.scaled);
   }
-  return serves && outputs * p.in_features <= kMaxWeights;
+  return serves;
 }
 
 bool skinny_linear_serves(const LinearParams& p, const RopeAndCacheParams& rope) {

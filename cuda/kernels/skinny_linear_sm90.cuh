@@ -112,24 +112,28 @@ struct SkinnyLinear : SkinnyTile<kTokens> {
       }
     }
     sync_multiplying();  // the sums take the stages' place
-    float* to = &s.slice[lane % 4 * 2][warp * 16 + lane / 4];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
+    for (int n = 0; n < kTokens / 8; ++n) {
+      const int row = 8 * n + lane % 4 * 2;  // and the next, of the same block
+      const bool stays = row >= work.first_row && row < work.first_row + work.rows;
+      float* to = &(stays ? s.sums : s.slice)[row][warp * 16 + lane / 4];
 #pragma unroll
-      for (int i = 0; i < kTokens / 2; ++i) {
-        to[(i / 4 * 8 + i % 2) * kPitch + half * 64 + i / 2 % 2 * 8] = sum[half][i];
+      for (int i = 0; i < 8; ++i) {
+        to[i % 2 * kPitch + i / 4 * 64 + i / 2 % 2 * 8] = sum[i / 4][4 * n + i % 4];
       }
     }
     sm90::proxy_fence();
     sync_multiplying();
-    if (threadIdx.x < args.num_slices) send(work, s, threadIdx.x);
+    const auto to = static_cast<int>(threadIdx.x);
+    if (to == work.slice) barrier_arrive(smem_address(&s.complete));
+    if (to < args.num_slices && to != work.slice) send(work, s, to);
   }
 
   __device__ static void sync_multiplying() { asm volatile("bar.sync 1, 128;" ::: "memory"); }
 
   // Sends the sums of a block's rows to it.
   __device__ static void send(const Work& work, Shared& s, int to) {
-    cluster_copy(cluster_address(smem_address(s.sums[work.slice * work.rows]), to),
+    cluster_copy(cluster_address(smem_address(s.sums[work.first_row]), to),
                  smem_address(s.slice[to * work.rows]), work.rows * sizeof(s.slice[0]),
                  cluster_address(smem_address(&s.complete), to));
   }
@@ -143,15 +147,16 @@ struct SkinnyLinear : SkinnyTile<kTokens> {
         barrier_init(smem_address(&s.x_full[i]), 1);
         barrier_init(smem_address(&s.empty[i]), 4);
       }
-      barrier_init(smem_address(&s.complete), 2);
-      barrier_init(smem_address(&s.sent), args.num_slices);
+      barrier_init(smem_address(&s.complete), 3);
       barrier_init_fence();
-      sm90::barrier_arrive_expecting(smem_address(&s.complete), Tile::kSumBytes);
+      sm90::barrier_arrive_expecting(smem_address(&s.complete),
+                                     (kTokens - work.rows) * sizeof(s.sums[0]));
     }
     __syncthreads();
     cluster_arrive();
     const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
     const bool prepares = warp == Tile::kWarps - 1;
+    if (warp != kLoader) cluster_wait();  // all blocks of the cluster have begun
     if (prepares) {
       Outputs::find_rows(args, work, s);
     } else if (warp >= kLoader) {
@@ -160,9 +165,9 @@ struct SkinnyLinear : SkinnyTile<kTokens> {
       }
       __syncwarp();
     } else {
-      cluster_wait();  // all its blocks have begun
       multiply(args, work, s);
     }
+    if (warp == kLoader) cluster_wait();  // not before the first weights were on their way
     // One warp goes through the motions of storing before, so that the code, its parameters and
     // the weights that it reads are in the caches.
 #pragma unroll 1
@@ -171,15 +176,12 @@ struct SkinnyLinear : SkinnyTile<kTokens> {
         await_inputs();
         if (prepares) Outputs::prepare(args, work, s);
         barrier_wait(smem_address(&s.complete), 0);
-        const int thanked = static_cast<int>(threadIdx.x) - 32 * kLoader;
-        if (thanked >= 0 && thanked < args.num_slices) {
-          cluster_barrier_arrive(cluster_address(smem_address(&s.sent), thanked));
-        }
+        cluster_arrive();
       }
       Outputs::store(args, work, s, live);
       if (live) break;
     }
-    if (warp == kLoader) barrier_wait(smem_address(&s.sent), 0);
+    cluster_wait();  // a thread block stays until the others have its sums
   }
 };
 

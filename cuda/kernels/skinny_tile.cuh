@@ -36,7 +36,7 @@ struct SkinnyTile {
   struct Shared {
     union {
       char stages[kStages][kStageBytes];
-      float slice[kTokens][kPitch];  // then, this block's sums
+      float slice[kTokens][kPitch];  // then, this block's sums for the others
     };
     float sums[kTokens][kPitch];        // of the rows that it stores, those of slice 0 first
     float y[kMaxRows][kOutputs];        // where they are added to it
@@ -45,7 +45,6 @@ struct SkinnyTile {
     int positions[kMaxRows];
     std::uint64_t weights_full[kStages], x_full[kStages], empty[kStages];
     std::uint64_t complete;  // all that store() reads is there
-    std::uint64_t sent;      // the others have this block's slice
   };
 
   struct Work {
