@@ -81,13 +81,18 @@ std::int32_t BatchBuilder::add(const Span& span) {
   return first;
 }
 
-void BatchBuilder::advance(std::span<const Span> spans, std::span<const TokenId> tokens) {
+void BatchBuilder::advance(std::int32_t last, std::span<const Span> spans,
+                           std::span<const TokenId> tokens) {
   const std::int32_t first = num_seqs_;
   const auto count = static_cast<std::int32_t>(spans.size());
   const std::int32_t offset_mask = block_size_ - 1;
   std::int32_t* const positions = positions_.data() + first;
   std::int32_t* const context_lens = context_lens_.data() + first;
   std::int64_t* const slots = slots_.data() + first;
+  if (last != first) {
+    std::copy_n(slots_.begin() + last, count, slots);
+    std::copy_n(table_rows_.begin() + last, count, table_rows_.begin() + first);
+  }
   std::int32_t max_position = 0;
   for (std::int32_t i = 0; i < count; ++i) {
     const Span& span = spans[i];

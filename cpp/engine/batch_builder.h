@@ -20,10 +20,10 @@ class BatchBuilder {
   void begin();
   // Gives the batch's index of the span's first token. REQUIRES: room for it.
   std::int32_t add(const Span& span);
-  // Adds spans of one token that follow those of the last batch at these very places, of the same
-  // sequences, and asks for their logits. REQUIRES: the last batch had spans of one token up to
-  // there, and this one has so far.
-  void advance(std::span<const Span> spans, std::span<const TokenId> tokens);
+  // Adds spans of one token that follow those of the last batch from `last` on, of the same
+  // sequences, and asks for their logits. REQUIRES: last >= num_seqs(); the last batch had spans of
+  // one token up to these, and this one has so far.
+  void advance(std::int32_t last, std::span<const Span> spans, std::span<const TokenId> tokens);
   std::int32_t num_seqs() const { return num_seqs_; }
   std::int32_t num_logit_rows() const { return num_logit_rows_; }
   // Asks for the logits of a token of the batch; gives the index of its row.

@@ -85,7 +85,7 @@ struct Engine::Impl {
   void reserve_siblings(RequestState& request, Sequence& sequence);
   void end_exceeding(const StepPlan& plan);
   void build(const StepPlan& plan);
-  std::size_t repeat_lanes(std::span<const Span> spans);
+  std::size_t repeat_lanes(std::span<const Span> spans, std::size_t& next_lane);
   void add_span(const Span& span);
   std::int32_t add_samples(SequenceState& state, std::int32_t logit_row);
   void move_blocks(const StepPlan& plan);

@@ -33,16 +33,20 @@ void Engine::Impl::take_tokens() {
 }
 
 // Takes the tokens of the lanes from `first` on while these go on and their updates, in which
-// nothing but the token changes, come where they were. Gives the first of the others.
+// nothing but the token changes, come where they were or before. Gives the first of the others.
 std::int32_t Engine::Impl::take_from_lanes(std::int32_t first) {
-  const DecodeLane* const all = lanes.data();
+  DecodeLane* const all = lanes.data();
   const std::int32_t num_lanes = batch.num_seqs();
   const std::int32_t first_update = updates.size() - first;
   const TokenId* const tokens = samples.tokens(0, samples.size()).data();
   std::int32_t i = first;
   for (; i < num_lanes; ++i) {
-    const DecodeLane& lane = all[i];
-    if (lane.update != first_update + i) break;
+    DecodeLane& lane = all[i];
+    const std::int32_t place = first_update + i;
+    if (lane.update != place) {
+      if (lane.update < place) break;
+      updates.move(std::exchange(lane.update, place), place);
+    }
     const TokenId token = tokens[lane.sample];
     if ((lane.stop_filter >> (token & 63) & 1) != 0) break;
     if (!is_ahead && lane.sequence->num_tokens() >= lane.last_position) break;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -28,10 +29,11 @@ class SampleBatch {
     rows_[size_] = row;
     return size_++;
   }
-  // Adds the `count` samples that the last batch had at these places, one position further, from
-  // as many logit rows.
-  void advance(std::int32_t count, std::int32_t first_logit_row) {
+  // Adds the `count` samples that the last batch had from `last` on, one position further, from as
+  // many logit rows. REQUIRES: last >= size().
+  void advance(std::int32_t last, std::int32_t count, std::int32_t first_logit_row) {
     SampleRow* const rows = rows_.data() + size_;
+    if (last != size_) std::copy_n(rows_.data() + last, count, rows);
     for (std::int32_t i = 0; i < count; ++i) {
       rows[i].logit_row = first_logit_row + i;
       ++rows[i].position;

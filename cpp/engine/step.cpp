@@ -155,11 +155,10 @@ void Engine::Impl::give_up() {
   samples.drop_started();
 }
 
-// A sequence ends: the step that runs ahead has no token for it.
+// A sequence ends: a step that runs ahead has no token for it.
 void Engine::Impl::leave_lane(const SequenceState& state) {
-  if (!is_ahead) return;
   const auto lane = std::ranges::find(lanes, &state, &DecodeLane::state);
-  if (lane != lanes.end()) *lane = {};
+  if (lane != lanes.end()) *lane = {.has_ended = true};
 }
 
 void Engine::Impl::note_preemptions(const StepPlan& plan) {
@@ -237,9 +236,13 @@ void Engine::Impl::build(const StepPlan& plan) {
   samples.clear();
   targets.clear();
   prompt_rows.clear();
+  std::size_t next_lane = 0;
   for (std::size_t i = 0; i < plan.spans.size();) {
-    i += repeat_lanes(std::span(plan.spans).subspan(i));
-    if (i < plan.spans.size()) add_span(plan.spans[i++]);
+    const std::size_t num_repeated = repeat_lanes(std::span(plan.spans).subspan(i), next_lane);
+    i += num_repeated;
+    if (num_repeated > 0) continue;
+    add_span(plan.spans[i++]);
+    ++next_lane;
   }
   lanes.resize(batch.num_seqs());
   num_sampled_rows = batch.num_logit_rows();
@@ -250,23 +253,34 @@ void Engine::Impl::build(const StepPlan& plan) {
   counters.num_computed_tokens += plan.num_tokens;
 }
 
-// Adds as many of the spans, from the first one on, as go on in their lanes of the last step.
-std::size_t Engine::Impl::repeat_lanes(std::span<const Span> spans) {
+// Adds as many of the spans, from the first one on, as go on in the last step's lanes from
+// `next_lane` on, which passes over these and over lanes that have ended.
+std::size_t Engine::Impl::repeat_lanes(std::span<const Span> spans, std::size_t& next_lane) {
+  while (next_lane < lanes.size() && lanes[next_lane].has_ended) ++next_lane;
   const auto first_lane = static_cast<std::size_t>(batch.num_seqs());
   const std::int32_t first_sample = samples.size();
-  // Lanes side by side have their samples side by side.
-  if (first_lane >= lanes.size() || lanes[first_lane].sample != first_sample) return 0;
-  const DecodeLane* const last_lanes = lanes.data() + first_lane;
-  const std::size_t limit = std::min(spans.size(), lanes.size() - first_lane);
+  if (next_lane >= lanes.size() || lanes[next_lane].sample < first_sample) return 0;
+  const DecodeLane* const last_lanes = lanes.data() + next_lane;
+  const std::size_t limit = std::min(spans.size(), lanes.size() - next_lane);
   std::size_t count = 0;
   while (count < limit && last_lanes[count].sequence == spans[count].sequence &&
          spans[count].is_plain_decode) {
     ++count;
   }
   if (count == 0) return 0;
+  // Lanes side by side have their samples side by side.
+  const std::int32_t last_sample = last_lanes[0].sample;
   const auto num_repeated = static_cast<std::int32_t>(count);
-  samples.advance(num_repeated, batch.num_logit_rows());
-  batch.advance(spans.first(count), samples.tokens(first_sample, num_repeated));
+  const auto last_span = static_cast<std::int32_t>(next_lane);
+  batch.advance(last_span, spans.first(count), samples.tokens(last_sample, num_repeated));
+  samples.advance(last_sample, num_repeated, batch.num_logit_rows() - num_repeated);
+  const bool moves_up = next_lane != first_lane || last_sample != first_sample;
+  for (std::size_t i = 0; moves_up && i < count; ++i) {
+    DecodeLane& lane = lanes[first_lane + i] = last_lanes[i];
+    lane.sample = first_sample + static_cast<std::int32_t>(i);
+    updates[lane.update].new_tokens = samples.tokens(lane.sample);
+  }
+  next_lane += count;
   return count;
 }
 

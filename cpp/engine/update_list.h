@@ -24,6 +24,10 @@ class UpdateList {
   }
   // Adds again the last step's updates that lie in the next `count` places.
   void repeat(std::int32_t count) { size_ += count; }
+  // The last step's update at `last` lies in the place `place` from now on. REQUIRES: size() <=
+  // place <= last.
+  void move(std::int32_t last, std::int32_t place) { updates_[place] = updates_[last]; }
+  SequenceUpdate& operator[](std::int32_t place) { return updates_[place]; }
   SequenceUpdate& back() { return updates_[size_ - 1]; }
   std::span<const SequenceUpdate> all() const { return std::span(updates_).first(size_); }
 

@@ -25,6 +25,12 @@ std::uint64_t mix(std::uint64_t a, std::uint64_t b) {
   return static_cast<std::uint64_t>(product) ^ static_cast<std::uint64_t>(product >> 64);
 }
 
+std::uint64_t pair_at(const TokenId* tokens) {
+  std::uint64_t pair;
+  std::memcpy(&pair, tokens, sizeof(pair));
+  return pair;
+}
+
 std::uint64_t hash_bytes(std::string_view bytes) {
   std::uint64_t hash = kSeed;
   for (const char c : bytes) hash = mix(hash ^ static_cast<unsigned char>(c), kMultiplier);
@@ -109,15 +115,18 @@ std::uint64_t PrefixCache::hash_of(BlockId parent) const {
   return parent >= 0 ? nodes_[parent].hash : roots_[-2 - parent].hash;
 }
 
+// A block's own tokens are hashed from a fixed seed, so that only the last product waits for the
+// block before: a processor hashes several blocks of a long prompt at once.
 std::uint64_t PrefixCache::chain(std::uint64_t hash, std::span<const TokenId> tokens) const {
+  std::uint64_t own = kSeed;
   std::size_t i = 0;
-  for (; i + 2 <= tokens.size(); i += 2) {
-    std::uint64_t pair;
-    std::memcpy(&pair, &tokens[i], sizeof(pair));
-    hash = mix(hash ^ pair, kMultiplier);
+  for (; i + 4 <= tokens.size(); i += 4) {
+    own = mix(own ^ pair_at(&tokens[i]), kMultiplier ^ pair_at(&tokens[i + 2]));
   }
-  if (i < tokens.size()) hash = mix(hash ^ static_cast<std::uint32_t>(tokens[i]), kMultiplier);
-  return mix(hash, kSeed) & hash_mask_;
+  for (; i < tokens.size(); ++i) {
+    own = mix(own ^ static_cast<std::uint32_t>(tokens[i]), kMultiplier);
+  }
+  return mix(hash ^ own, kSeed) & hash_mask_;
 }
 
 BlockId PrefixCache::find_full(BlockId parent, std::uint64_t hash,

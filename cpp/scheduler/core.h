@@ -98,6 +98,7 @@ class SchedulerCore {
   void note_admission(SequenceGroup& group, std::int32_t num_brought);
   void plan_span(Sequence& sequence, std::int32_t num_tokens);
   Span make_span(Sequence& sequence, std::int32_t num_tokens);
+  void leave_out_ended();
   std::size_t repeat_spans();
   std::int32_t headroom(const SequenceGroup* except) const;  // blocks left to other running groups
 

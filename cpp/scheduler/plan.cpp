@@ -114,10 +114,22 @@ Span SchedulerCore::make_span(Sequence& sequence, std::int32_t num_tokens) {
       .is_plain_decode = num_tokens == 1 && reaches_end && is_new && goes_on};
 }
 
+// Leaves out of the last plan's spans those of sequences that run no more.
+void SchedulerCore::leave_out_ended() {
+  const std::span<Sequence* const> running = running_.only();
+  std::size_t count = 0;
+  std::erase_if(plan_.spans, [&](const Span& span) {
+    const bool stays = count < running.size() && running[count] == span.sequence;
+    count += stays;
+    return !stays;
+  });
+}
+
 // The last plan's first spans stay, each a token further, while they are those of the first running
 // sequences and nothing but a token has come to these. Gives their number.
 std::size_t SchedulerCore::repeat_spans() {
   growing_.clear();
+  if (plan_.spans.size() > running_.size()) leave_out_ended();
   const std::size_t limit =
       std::min({plan_.spans.size(), running_.size(), static_cast<std::size_t>(budget_)});
   Sequence* const* const running = running_.only().data();

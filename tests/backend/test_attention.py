@@ -144,6 +144,21 @@ def test_a_row_is_the_same_to_the_bit_in_any_chunk(isa, variant):
 
 
 @each_isa
+@pytest.mark.parametrize("variant", [*VARIANTS, {"dtype": "float32", "window": 700}])
+def test_a_long_sequence_is_the_same_to_the_bit_however_many_threads_share_it(isa, variant):
+    shape = Shape(**variant)
+    sequences = [make_sequence(shape, n) for n in (1300, 40)]
+    cache, spans = decode_batch(shape, sequences, [1299, 38])
+    alone = attend(shape, cache, spans, backend(isa, threads=1))
+    want = expected(shape, sequences[0])[1299:]
+    assert np.abs(alone[0] - want).max() < tolerance(isa, shape.dtype)
+    for threads in (2, 3, 7):
+        shared = attend(shape, cache, spans, backend(isa, threads))
+        for one, other in zip(shared, alone):
+            assert_same_bytes(one, other)
+
+
+@each_isa
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_row_is_the_same_to_the_bit_in_any_batch(isa, variant):
     shape = Shape(**variant)

@@ -231,3 +231,21 @@ def test_a_forged_snapshot_is_refused_or_runs_but_never_breaks_the_engine(group)
             engine.abort(loaded)
     assert num_refused > 10
     assert is_empty(engine)
+
+
+def test_a_sibling_that_ends_with_its_first_token_leaves_others_their_samples():
+    drawn = {"n": 2, "temperature": 1.0, "seed": 6}
+    first, second = (tokens for tokens, *_ in whole([5], max_tokens=1, **drawn).values())
+    assert first != second
+    parting = {**drawn, "stop_token_ids": first}
+    neighbour = {"temperature": 1.0, "seed": 9}
+
+    engine = engine_of(max_num_seqs=3)
+    request = engine.add_request(PROMPT, params(**neighbour), priority=1)
+    late = engine.add_request(PROMPT[1:], params(), priority=2)
+    outputs = step(engine, 3)
+    group = engine.add_request([5], params(**parting))  # goes before both, in place of the last
+    run(engine, outputs)
+    assert results(outputs, group) == whole([5], **parting)
+    assert results(outputs, request) == whole(PROMPT, **neighbour)
+    assert results(outputs, late) == whole(PROMPT[1:])

@@ -37,7 +37,7 @@ PROMPTS = make_prompts()
 GREEDY = _core.SamplingParams(temperature=0.0, max_tokens=24)
 
 
-def seeded():
+def seeded(logprobs=2):
     kinds = [
         {},
         {"top_p": 0.9},
@@ -46,7 +46,9 @@ def seeded():
         {"repetition_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.1},
     ]
     return [
-        _core.SamplingParams(temperature=1.0, seed=i, max_tokens=24, logprobs=2, **kinds[i % 5])
+        _core.SamplingParams(
+            temperature=1.0, seed=i, max_tokens=24, logprobs=logprobs, **kinds[i % 5]
+        )
         for i in range(len(PROMPTS))
     ]
 
@@ -140,6 +142,17 @@ def test_requests_that_come_and_go_change_nothing(model, alone):
         assert engine.verify() == []
     got = [(outputs[i, 0].tokens, outputs[i, 0].logprobs) for i in ids]
     assert got == alone["seeded"]
+
+
+@pytest.mark.parametrize("max_num_seqs", [8, 32])
+def test_sequences_move_up_where_others_end_before_them(model, alone, max_num_seqs):
+    lengths = np.random.default_rng(4).integers(1, 24, len(PROMPTS))
+    params = seeded(logprobs=-1)
+    for wanted, length in zip(params, lengths):
+        wanted.max_tokens = int(length)
+    engine = make_engine(model, num_blocks=400, max_num_seqs=max_num_seqs)
+    expected = [tokens[:length] for (tokens, _), length in zip(alone["seeded"], lengths)]
+    assert generate(engine, PROMPTS, params) == expected
 
 
 def test_the_engine_seed_decides_where_a_request_brings_none(model):

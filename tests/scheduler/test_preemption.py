@@ -193,3 +193,15 @@ def test_a_request_of_higher_priority_needs_no_headroom_beside_lower_ones():
     run(scheduler)
     scheduler.add(list(range(100, 115)), request_id=2, priority=0)
     assert (2, 0, 15, True) in spans(run(scheduler))
+
+
+def test_who_is_admitted_in_a_step_loses_nothing_in_it():
+    scheduler = scheduler_of(num_blocks=6)
+    scheduler.add(list(range(8)), request_id=1)
+    scheduler.add(list(range(100, 116)), request_id=2, priority=2)
+    run(scheduler)
+    scheduler.add(list(range(200, 216)), request_id=3, priority=1)
+    plan = run(scheduler)
+    assert plan.preempted == [2]
+    assert spans(plan) == [(3, 0, 16, True)]  # the first waits for a block
+    assert spans(run(scheduler))[0] == (1, 8, 1, True)

@@ -277,6 +277,24 @@ def test_prefix_hits_count_those_of_a_prompt_that_is_admitted_in_part():
     assert sequence.num_computed < sequence.num_tokens == 31
 
 
+@pytest.mark.parametrize("headroom_tokens, num_blocks_found", [(0, 3), (1, 2)])
+def test_a_prompt_admitted_in_part_takes_as_many_cached_blocks_as_are_spare(
+    headroom_tokens, num_blocks_found
+):
+    scheduler = scheduler_of(num_blocks=8, headroom_tokens=headroom_tokens)
+    first = scheduler.add(list(range(12)), request_id=1)
+    run(scheduler)
+    cached = first.table
+    scheduler.finish(first.id)
+    scheduler.add(list(range(100, 117)), request_id=2)
+    run(scheduler)
+    late = scheduler.add([*range(12), *range(200, 212)], request_id=3)
+    plan = run(scheduler)
+    assert [s.request_id for s in plan.spans] == [2]  # no block is left to compute in
+    assert late.table == cached[:num_blocks_found]
+    assert late.num_computed == 4 * num_blocks_found
+
+
 def test_a_restore_without_room_is_computed_instead():
     scheduler = scheduler_of(num_blocks=4, partial_admission=False)
     scheduler.add(list(range(100, 112)), request_id=1)

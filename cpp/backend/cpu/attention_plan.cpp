@@ -14,8 +14,16 @@ constexpr std::int32_t kUnitRows = 128;
 constexpr std::int32_t kLongSpanRows = 32;
 // Rows of a task over all its KV heads.
 constexpr std::int32_t kTaskRows = 512;
+// Rows of a unit up to which its tiles may be split: what is kept of a part for a row is a
+// two-hundredth of the keys and values of that part.
+constexpr std::int32_t kSplitRows = 16;
 // Tasks of a thread from which on their sizes even out.
 constexpr std::int64_t kTasksPerThread = 4;
+
+template <typename Integer>
+Integer ceil_div(Integer a, Integer b) {
+  return (a + b - 1) / b;
+}
 
 std::int32_t end_position(const AttentionSpan& span) {
   return span.first_position + span.num_queries;
@@ -36,10 +44,17 @@ struct AttentionPlan::Layout {
   const ForwardBatch& batch;
   std::int32_t block_size;
   std::int32_t num_kv_heads;
-  std::int32_t group;  // query heads of a KV head
+  std::int32_t group;   // query heads of a KV head
+  std::int32_t window;  // 0: none
 
   bool is_long(const AttentionSpan& span) const {
     return span.num_queries * group >= kLongSpanRows;
+  }
+
+  // The first part with positions that the span's queries see.
+  std::int32_t first_part(const AttentionSpan& span) const {
+    if (window == 0) return 0;
+    return std::max(0, span.first_position - window + 1) / (kAttentionTile * kAttentionPartTiles);
   }
 
   const BlockId* table(const AttentionSpan& span) const {
@@ -83,7 +98,8 @@ void AttentionPlan::prepare(const ForwardBatch& batch, const PagedAttentionParam
   const KvCacheView& cache = params.cache;
   const Layout layout{batch, static_cast<std::int32_t>(cache.block_size),
                       static_cast<std::int32_t>(cache.num_kv_heads),
-                      static_cast<std::int32_t>(params.num_heads / cache.num_kv_heads)};
+                      static_cast<std::int32_t>(params.num_heads / cache.num_kv_heads),
+                      static_cast<std::int32_t>(params.sliding_window)};
   add_spans(layout);
   add_units(layout, num_threads);
   add_tasks(layout, num_threads);
@@ -174,35 +190,64 @@ void AttentionPlan::add_unit(std::int32_t first_span, std::int32_t end_span) {
     std::int64_t queries = 2;
     for (std::int32_t s = pass.first_span; s < pass.end_span; ++s) queries += spans_[s].num_queries;
     unit.cost += (pass.end_tile - pass.first_tile) * queries;
+    unit.end_tile = std::max(unit.end_tile, pass.end_tile);
   }
   units_.push_back(unit);
 }
 
-// Short spans take several KV heads in one task, since the keys of those lie next to each other.
 void AttentionPlan::add_tasks(const Layout& layout, int num_threads) {
   tasks_.clear();
   max_task_rows_ = 0;
-  const std::int32_t kv_heads = layout.num_kv_heads;
-  const auto num_units = static_cast<std::int64_t>(units_.size());
-  std::int32_t most_heads = kv_heads;
-  while (most_heads > 1 &&
-         num_units * ((kv_heads + most_heads - 1) / most_heads) < kTasksPerThread * num_threads) {
-    most_heads = (most_heads + 1) / 2;
-  }
-  for (std::int32_t i = 0; i < num_units; ++i) {
-    const AttentionUnit& unit = units_[i];
-    const std::int32_t rows = unit.num_queries * layout.group;
-    const bool is_long = layout.is_long(spans_[unit.first_span]);
-    const std::int32_t heads = is_long ? 1 : std::clamp(kTaskRows / rows, 1, most_heads);
-    for (std::int32_t head = 0; head < kv_heads; head += heads) {
-      const std::int32_t end = std::min(head + heads, kv_heads);
-      tasks_.push_back({i, head, end, unit.cost * (end - head)});
-    }
-    max_task_rows_ = std::max(max_task_rows_, rows * heads);
+  num_partials_ = 0;
+  std::int64_t cost = 0;
+  for (const AttentionUnit& unit : units_) cost += unit.cost;
+  const std::int64_t num_tasks = num_threads > 1 ? kTasksPerThread * num_threads : 1;
+  for (std::int32_t i = 0; i < num_units(); ++i) {
+    add_tasks_of_unit(layout, i, ceil_div(units_[i].cost * num_tasks, cost));
   }
   std::ranges::sort(tasks_, [](const AttentionTask& a, const AttentionTask& b) {
-    return std::tie(b.cost, a.unit, a.first_head) < std::tie(a.cost, b.unit, b.first_head);
+    return std::tie(b.cost, a.unit, a.first_head, a.first_tile) <
+           std::tie(a.cost, b.unit, b.first_head, b.first_tile);
   });
+}
+
+// At least `wanted` tasks if that can be: few rows are split by their tiles first, since the keys
+// of several KV heads lie next to each other, then by KV heads.
+void AttentionPlan::add_tasks_of_unit(const Layout& layout, std::int32_t index,
+                                      std::int64_t wanted) {
+  AttentionUnit& unit = units_[index];
+  const std::int32_t kv_heads = layout.num_kv_heads;
+  const std::int32_t rows = unit.num_queries * layout.group;
+  const bool is_long = layout.is_long(spans_[unit.first_span]);
+  const std::int32_t num_parts = unit.num_parts();
+  std::int32_t first_part = num_parts;
+  for (std::int32_t i = unit.first_span; i < unit.end_span; ++i) {
+    first_part = std::min(first_part, layout.first_part(spans_[i]));
+  }
+  const std::int32_t seen_parts = num_parts - first_part;
+  const std::int64_t most_splits = rows <= kSplitRows ? seen_parts : 1;
+  const auto splits = static_cast<std::int32_t>(std::clamp<std::int64_t>(wanted, 1, most_splits));
+  std::int32_t heads = is_long ? 1 : std::clamp(kTaskRows / rows, 1, kv_heads);
+  while (heads > 1 && splits * ceil_div(kv_heads, heads) < wanted) heads = (heads + 1) / 2;
+  unit.num_tasks = splits * ceil_div(kv_heads, heads);
+  if (splits > 1) {
+    unit.first_partial = num_partials_;
+    num_partials_ += std::int64_t{num_parts} * rows * kv_heads;
+  }
+  for (std::int32_t head = 0; head < kv_heads; head += heads) {
+    const std::int32_t end_head = std::min(head + heads, kv_heads);
+    for (std::int32_t split = 0, part = 0; split < splits; ++split) {
+      const std::int32_t end_part = first_part + seen_parts * (split + 1) / splits;
+      tasks_.push_back({.unit = index,
+                        .first_head = head,
+                        .end_head = end_head,
+                        .first_tile = part * kAttentionPartTiles,
+                        .end_tile = std::min(end_part * kAttentionPartTiles, unit.end_tile),
+                        .cost = unit.cost * (end_head - head) / splits});
+      part = end_part;
+    }
+  }
+  max_task_rows_ = std::max(max_task_rows_, rows * heads);
 }
 
 }  // namespace pagedcore::cpu

@@ -8,9 +8,6 @@
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 namespace {
 
-// The softmax starts anew every so many tiles and joins what came before it: work on one sequence
-// can be split there without changing a bit.
-constexpr int kPartTiles = 4;
 // Rows of a pass from which on panels cost less than a few rows at a time.
 constexpr int kPanelRows = 17;
 
@@ -20,8 +17,8 @@ class TaskRunner {
  public:
   using Element = typename O::Element;
 
-  TaskRunner(const AttentionJob& job, std::byte* memory)
-      : job_(job), scratch_(job, memory), rows_(job, scratch_) {
+  TaskRunner(const AttentionJob& job, const AttentionPartials& partials, std::byte* memory)
+      : job_(job), scratch_(job, memory), rows_(job, partials, scratch_) {
     const KvCacheView& cache = job.params.cache;
     const std::int64_t bits = dtype_bits(cache.dtype);
     head_bytes_ = cache.head_stride() * bits / 8;
@@ -29,8 +26,7 @@ class TaskRunner {
     layer_ = static_cast<const std::byte*>(cache.data) +
              job.params.layer * cache.layer_stride() * bits / 8;
     in_place_ = cache.dtype == O::kDType && cache.block_size >= 4;
-    for (int i = 0; i < kTile; ++i) copied_.offsets[i] = i * job.width * sizeof(Element);
-    for (int i = 0; i < kTile / 4; ++i) copied_.quads[i] = copied_.offsets[4 * i];
+    for (int i = 0; i < kTile / 4; ++i) copied_quads_[i] = 4 * i * job.width * sizeof(Element);
   }
 
   // `after`: the task that this thread runs next, or null.
@@ -42,10 +38,10 @@ class TaskRunner {
     for (std::int32_t i = unit.first_pass; i < unit.end_pass; ++i) {
       Ahead ahead;
       if (i + 1 < unit.end_pass) {
-        ahead = {tiles_of(job_, passes[i + 1]), task.first_head};
+        ahead = {tiles_of(job_, task, passes[i + 1]), task.first_head};
       } else if (after != nullptr) {
         const AttentionUnit& next = job_.plan.units()[after->unit];
-        ahead = {tiles_of(job_, passes[next.first_pass]), after->first_head};
+        ahead = {tiles_of(job_, *after, passes[next.first_pass]), after->first_head};
       }
       run_pass(passes[i], ahead);
     }
@@ -60,14 +56,14 @@ class TaskRunner {
   };
 
   [[gnu::noinline]] void run_pass(const AttentionPass& pass, const Ahead& ahead) {
-    const PassTiles tiles = tiles_of(job_, pass);
+    const PassTiles tiles = tiles_of(job_, task_, pass);
     if (tiles.empty()) return;
     const int begin = rows_.first_of_span(pass.first_span);
     const int end = rows_.first_of_span(pass.end_span);
     if (end - begin < kPanelRows) {
       walk(tiles, task_.first_head, task_.end_head, ahead, [&](std::int32_t index, int head) {
         const int first = rows_.first_of_head(head);
-        if (index % kPartTiles == 0) rows_.join_parts(first + begin, first + end);
+        if (index % kPartTiles == 0) rows_.close_parts(first + begin, first + end, index);
         run_few_rows(first + begin, first + end);
       });
       return;
@@ -75,13 +71,15 @@ class TaskRunner {
     for (std::int32_t head = task_.first_head; head < task_.end_head; ++head) {
       const int first = rows_.first_of_head(head);
       const bool last = head + 1 == task_.end_head;
-      if (tiles.first % kPartTiles == 0) rows_.join_parts(first + begin, first + end);
+      if (tiles.first % kPartTiles == 0) {
+        rows_.close_parts(first + begin, first + end, tiles.first);
+      }
       open_panels(first + begin, first + end);
       walk(tiles, head, head + 1, last ? ahead : Ahead{tiles, head + 1},
            [&](std::int32_t index, int) {
              if (index % kPartTiles == 0 && index > tiles.first) {
                close_panels();
-               rows_.join_parts(first + begin, first + end);
+               rows_.close_parts(first + begin, first + end, index);
                open_panels(first + begin, first + end);
              }
              run_panels();
@@ -119,34 +117,35 @@ class TaskRunner {
   [[gnu::noinline]] void find_rows(std::int32_t head, const Tile& next, std::int32_t next_head) {
     const std::byte* key = layer_ + head * head_bytes_;
     const std::byte* next_key = layer_ + next_head * head_bytes_;
-    keys_ = {{key, tile_.offsets, next_key, next.offsets}, tile_.quads, job_.head_dim};
-    values_ = {key + kv_bytes_, tile_.offsets, next_key + kv_bytes_, next.offsets};
-    if (in_place_) return;
-    copy_rows(keys_, scratch_.keys);
-    copy_rows(values_, scratch_.values);
-    const auto* copied_keys = reinterpret_cast<const std::byte*>(scratch_.keys);
-    const auto* copied_values = reinterpret_cast<const std::byte*>(scratch_.values);
-    keys_ = {
-        {copied_keys, copied_.offsets, copied_keys, copied_.offsets}, copied_.quads, job_.width};
-    values_ = {copied_values, copied_.offsets, copied_values, copied_.offsets};
+    if (in_place_) {
+      keys_ = {key, tile_.quads, job_.row_bytes, next_key, next.quads};
+      values_ = {key + kv_bytes_, tile_.quads, job_.row_bytes, next_key + kv_bytes_, next.quads};
+      return;
+    }
+    keys_ = copy_rows(key, next_key, next, scratch_.keys);
+    values_ = copy_rows(key + kv_bytes_, next_key + kv_bytes_, next, scratch_.values);
   }
 
-  // A tile's rows as Elements -> out [kTile][width].
-  [[gnu::noinline]] void copy_rows(const TileRows& rows, Element* out) const {
+  // A tile's keys, or values, as Elements in copy [kTile][width].
+  [[gnu::noinline]] TileRows copy_rows(const std::byte* base, const std::byte* next_base,
+                                       const Tile& next, Element* copy) const {
     const DType dtype = job_.params.cache.dtype;
-    for (int i = tile_.begin / 2 * 2; i < round_up(tile_.end, 2); ++i) {
-      const auto* row = rows.row<std::byte>(i);
-      for (std::int64_t at = 0; at < job_.row_bytes; at += kLineBytes) {
-        prefetch_l2(rows.next_row(i) + at);
-      }
+    for (int i = tile_.begin; i < tile_.end; ++i) {
+      const std::byte* row = base + row_offset(job_, tile_, i);
+      const std::byte* next_row =
+          next_base + row_offset(job_, next, nearest(i, next.begin, next.end));
+      for (std::int64_t at = 0; at < job_.row_bytes; at += kLineBytes) prefetch_l2(next_row + at);
       if (dtype == DType::kInt8) {
-        dequantize(reinterpret_cast<const std::int8_t*>(row), out + i * job_.width);
+        dequantize(reinterpret_cast<const std::int8_t*>(row), copy + i * job_.width);
         continue;
       }
       for_each_vector(job_.head_dim, [&](std::int64_t d, int n) {
-        store(out + i * job_.width + d, load_any(dtype, row, d, n));
+        store(copy + i * job_.width + d, load_any(dtype, row, d, n));
       });
     }
+    const auto* bytes = reinterpret_cast<const std::byte*>(copy);
+    const auto stride = job_.width * static_cast<std::int64_t>(sizeof(Element));
+    return {bytes, copied_quads_, stride, bytes, copied_quads_};
   }
 
   void dequantize(const std::int8_t* row, Element* out) const {
@@ -179,32 +178,31 @@ class TaskRunner {
     while (begin < end && !sees(begin)) ++begin;
     while (begin < end && !sees(end - 1)) --end;
     for (int row = begin; row < end; row += kFewRows) {
-      const int last = (row + kFewRows < end ? row + kFewRows : end) - 1;
-      if (last == row) {
-        run_rows<1>(row, last);
-      } else if (last == row + 1) {
-        run_rows<2>(row, last);
-      } else {
-        run_rows<kFewRows>(row, last);
+      switch (end - row) {
+        case 1:
+          run_rows<1>(row);
+          break;
+        case 2:
+          run_rows<2>(row);
+          break;
+        case 3:
+          run_rows<3>(row);
+          break;
+        default:
+          run_rows<kFewRows>(row);
       }
     }
   }
 
-  // Rows [first, last], where R - 1 more at most are the last one again.
+  // R rows from `row` on.
   template <int R>
-  void run_rows(int first, int last) {
-    const Element* query[R];
-    const Element* weights[R];
-    float* sums[R];
-    for (int r = 0; r < R; ++r) {
-      const int row = first + r < last ? first + r : last;
-      query[r] = scratch_.query + row * job_.width;
-      weights[r] = scratch_.weights + (row - first) * kTile;
-      sums[r] = scratch_.part_values + row * job_.width;
-    }
-    score_rows<O, R>(query, keys_, tile_.begin, tile_.end, job_.head_dim, scratch_.scores);
-    for (int row = first; row <= last; ++row) weigh_row_of_tile(row, row - first);
-    add_values<O, R>(weights, values_, tile_.begin, tile_.end, job_.head_dim, sums);
+  void run_rows(int row) {
+    const std::int64_t width = job_.width;
+    score_rows<O, R>({scratch_.query + row * width, width}, keys_, tile_.begin, tile_.end,
+                     job_.head_dim, scratch_.scores);
+    for (int r = 0; r < R; ++r) weigh_row_of_tile(row + r, r);
+    add_values<O, R>(scratch_.weights, values_, tile_.begin, tile_.end, job_.head_dim,
+                     {scratch_.part_values + row * width, width});
   }
 
   void weigh_row_of_tile(int row, int i) {
@@ -275,10 +273,10 @@ class TaskRunner {
   void run_panel_group(int panel, bool fetches) {
     const std::int64_t width = job_.width;
     const std::int64_t size = width * kLanes;
+    const std::int64_t stride = keys_.stride / static_cast<std::int64_t>(sizeof(Element));
     const Panels<const Element> query{scratch_.query_panels + panel * size, size};
     for (int k = tile_.begin / kPanelKeys * kPanelKeys; k < tile_.end; k += kPanelKeys) {
-      const Element* key = keys_.quad<Element>(k);
-      const std::int64_t stride = keys_.stride;
+      const Element* key = keys_.row<Element>(k);
       if (fetches) prefetch_next(k);
       multiply_panels<O, V>({key, key + stride, key + 2 * stride, key + 3 * stride}, O::kPerWord,
                             query, job_.head_dim / O::kPerWord,
@@ -298,11 +296,11 @@ class TaskRunner {
   }
 
   void prefetch_next(int position) const {
-    for (int i = position; i < position + kPanelKeys; ++i) {
-      for (std::int64_t at = 0; at < job_.row_bytes; at += kLineBytes) {
-        prefetch_l2(keys_.next_row(i) + at);
-        prefetch_l2(values_.next_row(i) + at);
-      }
+    const std::byte* key = keys_.next + keys_.next_quads[position / 4];
+    const std::byte* value = values_.next + values_.next_quads[position / 4];
+    for (std::int64_t at = 0; at < 4 * keys_.stride; at += kLineBytes) {
+      prefetch_l2(key + at);
+      prefetch_l2(value + at);
     }
   }
 
@@ -333,10 +331,10 @@ class TaskRunner {
   std::int64_t kv_bytes_;
   const std::byte* layer_;
   bool in_place_;  // the cache is made of Elements, and quads of keys lie in one block
-  Tile copied_;    // where rows lie that do not stay in the cache
+  std::int64_t copied_quads_[kTile / 4];  // of rows that do not stay in the cache
   Tile tile_;
   Tile next_;
-  KeyRows keys_;
+  TileRows keys_;
   TileRows values_;
   AttentionTask task_;
   int first_panel_row_ = 0;
@@ -346,12 +344,17 @@ class TaskRunner {
 // Threads take tasks as they get free, the most expensive first.
 template <typename O>
 void run_tasks(const AttentionJob& job, Context& context) {
-  const std::int64_t bytes = round_up(AttentionScratch<typename O::Element>::bytes(job), 64);
-  std::byte* memory = context.workspace.reserve(bytes * context.pool.size());
+  const std::int64_t bytes = AttentionScratch<typename O::Element>::bytes(job);
+  const std::int64_t threads_bytes = bytes * context.pool.size();
+  std::byte* memory = context.workspace.reserve(threads_bytes + AttentionPartials::bytes(job));
+  const AttentionPartials partials(job, memory + threads_bytes);
+  for (std::int64_t i = 0; i < job.plan.num_units(); ++i) {
+    partials.tasks_left[i] = job.plan.units()[i].num_tasks;
+  }
   const std::int64_t num_tasks = job.plan.num_tasks();
   std::int64_t next = 0;
   context.pool.run([&](int thread) {
-    TaskRunner<O> runner(job, memory + thread * bytes);
+    TaskRunner<O> runner(job, partials, memory + thread * bytes);
     const auto take = [&]() -> const AttentionTask* {
       const std::int64_t task = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
       return task < num_tasks ? job.plan.tasks() + task : nullptr;
@@ -388,6 +391,7 @@ void paged_attention(const ForwardBatch& batch, const PagedAttentionParams& para
       .head_dim = head_dim,
       .width = round_up(head_dim, 2 * kLanes),
       .row_bytes = params.cache.row_stride() * dtype_bits(params.cache.dtype) / 8,
+      .block_bytes = params.cache.block_bytes(),
       .block_shift = __builtin_ctzll(params.cache.block_size),
       .group = static_cast<int>(params.num_heads / params.cache.num_kv_heads),
   };

@@ -12,71 +12,73 @@ namespace pagedcore::cpu::PAGEDCORE_ISA {
 inline constexpr int kFewRows = 4;
 inline constexpr int kLineBytes = 64;
 
-// Where the keys, or values, of a tile's positions lie, and those of the tile that is read next,
-// so that they come while this one is worked on. Offsets are in bytes.
+// The keys, or values, of a tile, and those of the tile that is read next, so that they come while
+// this one is worked on.
 struct TileRows {
   const std::byte* base;
-  const std::int64_t* offsets;  // [kTile]
+  const std::int64_t* quads;  // [kTile / 4], of every fourth position, in bytes
+  std::int64_t stride;        // from one of the four to the next, in bytes
   const std::byte* next;
-  const std::int64_t* next_offsets;  // [kTile]
+  const std::int64_t* next_quads;  // [kTile / 4]
 
+  template <typename Element>
+  const Element* quad(int index) const {
+    return reinterpret_cast<const Element*>(base + quads[index]);
+  }
   template <typename Element>
   const Element* row(int position) const {
-    return reinterpret_cast<const Element*>(base + offsets[position]);
-  }
-  const std::byte* next_row(int position) const { return next + next_offsets[position]; }
-};
-
-// Every fourth key, and the three behind it.
-struct KeyRows : TileRows {
-  const std::int64_t* quads;  // [kTile / 4]
-  std::int64_t stride;        // from one of the four to the next, in elements
-
-  template <typename Element>
-  const Element* quad(int position) const {
-    return reinterpret_cast<const Element*>(base + quads[position / 4]);
+    return quad<Element>(position / 4) +
+           position % 4 * stride / static_cast<std::int64_t>(sizeof(Element));
   }
 };
 
-// The scores of R query rows at positions [begin, end) of a tile, and some around them.
+// Element (i, j) is data[i * stride + j].
+template <typename T>
+struct Matrix {
+  T* data;
+  std::int64_t stride;
+};
+
+// The scores [R][kTile] of R query rows at positions [begin, end) of a tile, and some around them.
 template <typename O, int R>
-[[gnu::noinline]] void score_rows(const typename O::Element* const (&query)[R], const KeyRows& keys,
+[[gnu::noinline]] void score_rows(Matrix<const typename O::Element> query, const TileRows& keys,
                                   int begin, int end, std::int64_t head_dim, float* scores) {
   using Element = typename O::Element;
   constexpr int kGroups = 2;  // of kLanes positions, for sums enough to hide their latency
   constexpr int kStep = kGroups * kLanes;
   constexpr int kQuad = 16 / sizeof(Element);  // numbers in 16 bytes
   constexpr int kQuads = kLanes / 4;
+  const std::int64_t stride = keys.stride / static_cast<std::int64_t>(sizeof(Element));
   for (int position = begin / kStep * kStep; position < end; position += kStep) {
     const Element* quads[kGroups][kQuads];
     for (int i = 0; i < kGroups * kQuads; ++i) {
-      quads[i / kQuads][i % kQuads] = keys.quad<Element>(position + 4 * i);
+      quads[i / kQuads][i % kQuads] = keys.quad<Element>(position / 4 + i);
     }
+    const std::int64_t* next_quads = keys.next_quads + position / 4;
+    const std::byte* next = keys.next;
+    const Element* q = query.data;
     Vec sums[kGroups][R];
 #pragma GCC unroll 8
     for (int i = 0; i < kGroups * R; ++i) sums[i / R][i % R] = zero();
-    for (std::int64_t d = 0; d < head_dim; d += kQuad) {
-      // Each quad of a line asks for a quarter of the lines that are wanted next.
-      const std::int64_t line = d * sizeof(Element) / kLineBytes * kLineBytes;
-      const int quarter = d / kQuad % 4 * (kStep / 4);
-      for (int i = 0; i < kStep / 4; ++i) {
-        prefetch_l2(keys.next_row(position + quarter + i) + line);
-      }
+    for (std::int64_t d = 0; d < head_dim; d += kQuad, q += kQuad, next += kLineBytes) {
+      // As many lines as four rows have make up as many steps.
+#pragma GCC unroll 8
+      for (int i = 0; i < kGroups * kQuads; ++i) prefetch_l2(next + next_quads[i]);
       Vec words[kGroups][4];
 #pragma GCC unroll 2
       for (int g = 0; g < kGroups; ++g) {
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) words[g][i] = gather_quads(quads[g], i * keys.stride + d);
+        for (int i = 0; i < 4; ++i) words[g][i] = gather_quads(quads[g], i * stride + d);
         transpose_quads(words[g]);
       }
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
-          const Vec q = O::splat_word(query[r] + d + i * O::kPerWord);
+          const Vec word = O::splat_word(q + r * query.stride + i * O::kPerWord);
 #pragma GCC unroll 2
           for (int g = 0; g < kGroups; ++g) {
-            sums[g][r] = O::multiply_add(q, words[g][i], sums[g][r]);
+            sums[g][r] = O::multiply_add(word, words[g][i], sums[g][r]);
           }
         }
       }
@@ -88,37 +90,79 @@ template <typename O, int R>
   }
 }
 
-// out[r] += weights[r] times the values at [begin, end) of a tile, where weights outside are 0.
-template <typename O, int R>
-[[gnu::noinline]] void add_values(const typename O::Element* const (&weights)[R],
-                                  const TileRows& values, int begin, int end, std::int64_t head_dim,
-                                  float* const (&out)[R]) {
+// sums[r] += weights[r] times the first V vectors, or n numbers if these are fewer, of rows at
+// positions from `position` on.
+template <typename O, int R, int V>
+[[gnu::always_inline]] inline void add_word(const typename O::Element* const* rows, std::int64_t n,
+                                            const typename O::Element* weights, Vec (&sums)[R][V]) {
   using Element = typename O::Element;
-  for (std::int64_t d = 0; d < head_dim; d += 2 * kLanes) {
-    Vec sums[R][2];
-#pragma GCC unroll 8
-    for (int i = 0; i < 2 * R; ++i) sums[i / 2][i % 2] = load(out[i / 2] + d + i % 2 * kLanes);
-    const std::int64_t line = d * sizeof(Element) / kLineBytes * kLineBytes;
-    const std::int64_t end_line = (d + 2 * kLanes) * sizeof(Element);
-    for (int position = begin / O::kPerWord * O::kPerWord; position < end;
-         position += O::kPerWord) {
-      const Element* rows[O::kPerWord];
-      for (int i = 0; i < O::kPerWord; ++i) {
-        rows[i] = values.row<Element>(position + i) + d;
-        const std::byte* next = values.next_row(position + i);
-        for (std::int64_t at = line; at < end_line; at += kLineBytes) prefetch_l2(next + at);
-      }
-      Vec words[2];
-      O::load_rows(rows, head_dim - d, words);
+  Vec words[V];
+#pragma GCC unroll 2
+  for (int v = 0; v < V; v += 2) {
+    const Element* from[O::kPerWord];
+    for (int i = 0; i < O::kPerWord; ++i) from[i] = rows[i] + v * kLanes;
+    O::load_rows(from, n - v * kLanes, words[v], words[v + 1]);
+  }
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        const Vec weight = O::splat_word(weights[r] + position);
-        sums[r][0] = O::multiply_add(weight, words[0], sums[r][0]);
-        sums[r][1] = O::multiply_add(weight, words[1], sums[r][1]);
+  for (int r = 0; r < R; ++r) {
+    const Vec weight = O::splat_word(weights + r * kTile);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) sums[r][v] = O::multiply_add(weight, words[v], sums[r][v]);
+  }
+}
+
+// add_values() for V vectors of numbers from the `d`th on, of which the last may be few if V is 2.
+template <typename O, int R, int V>
+[[gnu::noinline]] void add_columns(const typename O::Element* weights, const TileRows& values,
+                                   int begin, int end, std::int64_t d, std::int64_t head_dim,
+                                   Matrix<float> out) {
+  using Element = typename O::Element;
+  constexpr std::int64_t kBytes = V * kLanes * sizeof(Element);
+  const std::int64_t n = V == 2 ? head_dim - d : V * kLanes;
+  const std::int64_t stride = values.stride / static_cast<std::int64_t>(sizeof(Element));
+  Vec sums[R][V];
+#pragma GCC unroll 16
+  for (int i = 0; i < R * V; ++i) {
+    sums[i / V][i % V] = load(out.data + i / V * out.stride + d + i % V * kLanes);
+  }
+  for (int quad = begin / 4; 4 * quad < end; ++quad) {
+    const std::byte* next = values.next + values.next_quads[quad] + d * sizeof(Element);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i, next += values.stride) {
+#pragma GCC unroll 4
+      for (std::int64_t at = 0; at < kBytes; at += kLineBytes) prefetch_l2(next + at);
+    }
+    const Element* rows[4];
+    rows[0] = values.quad<Element>(quad) + d;
+    for (int i = 1; i < 4; ++i) rows[i] = rows[i - 1] + stride;
+    if (4 * quad < begin || 4 * quad + 4 > end) {
+      for (int i = 0; i < 4; ++i) {
+        rows[i] = values.row<Element>(nearest(4 * quad + i, begin, end)) + d;
       }
     }
-#pragma GCC unroll 8
-    for (int i = 0; i < 2 * R; ++i) store(out[i / 2] + d + i % 2 * kLanes, sums[i / 2][i % 2]);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i += O::kPerWord) {
+      add_word<O, R, V>(rows + i, n, weights + 4 * quad + i, sums);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < R * V; ++i) {
+    store(out.data + i / V * out.stride + d + i % V * kLanes, sums[i / V][i % V]);
+  }
+}
+
+// out[r] += weights[r] [kTile] times the values at [begin, end) of a tile, where weights outside
+// are 0, for R rows.
+template <typename O, int R>
+void add_values(const typename O::Element* weights, const TileRows& values, int begin, int end,
+                std::int64_t head_dim, Matrix<float> out) {
+  constexpr int kMost = kNumRegisters == 16 ? 2 : 4;
+  std::int64_t d = 0;
+  for (; head_dim - d >= kMost * kLanes; d += kMost * kLanes) {
+    add_columns<O, R, kMost>(weights, values, begin, end, d, head_dim, out);
+  }
+  for (; d < head_dim; d += 2 * kLanes) {
+    add_columns<O, R, 2>(weights, values, begin, end, d, head_dim, out);
   }
 }
 

@@ -93,9 +93,11 @@ void pack_values(const TileRows& values, int begin, int end, std::int64_t head_d
   for (int position = begin / O::kPerWord * O::kPerWord; position < end; position += O::kPerWord) {
     for (std::int64_t d = 0; d < head_dim; d += 2 * kLanes) {
       const Element* rows[O::kPerWord];
-      for (int i = 0; i < O::kPerWord; ++i) rows[i] = values.row<Element>(position + i) + d;
+      for (int i = 0; i < O::kPerWord; ++i) {
+        rows[i] = values.row<Element>(nearest(position + i, begin, end)) + d;
+      }
       Vec words[2];
-      O::load_rows(rows, head_dim - d, words);
+      O::load_rows(rows, head_dim - d, words[0], words[1]);
       Element* to = out + position * width + d * O::kPerWord;
       O::store_words(to, words[0]);
       O::store_words(to + kLanes * O::kPerWord, words[1]);

@@ -10,13 +10,15 @@ inline constexpr float kMinusInfinity = -__builtin_inff();
 inline constexpr float kLog2E = 1.44269504f;
 
 // One row a query and query head, in order of KV head, span, query, query head. Its softmax is
-// made in parts, of which the last one is open to tiles and the others are joined to its total.
+// made in parts, of which the last one is open to tiles and the others are joined to its total, or
+// kept for the last task of a split unit to join.
 template <typename Element>
 class TaskRows {
  public:
   // The rows' arrays are those of `scratch`, which outlives this.
-  TaskRows(const AttentionJob& job, const AttentionScratch<Element>& scratch)
-      : job_(job), scratch_(scratch) {}
+  TaskRows(const AttentionJob& job, const AttentionPartials& partials,
+           const AttentionScratch<Element>& scratch)
+      : job_(job), partials_(partials), scratch_(scratch) {}
 
   // Scales the queries so that their products are exponents of 2, and empties the softmaxes.
   [[gnu::noinline]] void start(const AttentionTask& task) {
@@ -31,10 +33,12 @@ class TaskRows {
         store(to + i, load_any(p.query_dtype, p.query, from + i, n) * scale);
       });
       scratch_.position[row] = position;
-      scratch_.total_largest[row] = kMinusInfinity;
-      scratch_.total_sum[row] = 0.0f;
-      clear(scratch_.total_values + row * job_.width);
+      start_total(row);
       start_part(row);
+      if (!unit_.is_split()) return;
+      for (int tile = task.first_tile; tile < task.end_tile; tile += kPartTiles) {
+        partials_.largest[partial(row, tile / kPartTiles)] = kMinusInfinity;
+      }
     });
   }
 
@@ -51,15 +55,29 @@ class TaskRows {
     return row;
   }
 
-  // Joins the parts of rows [begin, end) to their totals and starts new ones.
-  [[gnu::noinline]] void join_parts(int begin, int end) {
-    for (int row = begin; row < end; ++row) join_part(row);
+  // Ends the parts of rows [begin, end), which have met all their tiles before `tile`, and starts
+  // new ones.
+  [[gnu::noinline]] void close_parts(int begin, int end, int tile) {
+    for (int row = begin; row < end; ++row) close_part(row, (tile - 1) / kPartTiles);
   }
 
-  // Writes the output.
+  // Writes the output, for all tasks of a split unit if this is the last one.
   [[gnu::noinline]] void finish() {
+    const int end = first_of_head(task_.end_head);
+    for (int row = 0; row < end; ++row) {
+      const int last = scratch_.position[row] / kTile;
+      close_part(row, (last < task_.end_tile ? last : task_.end_tile - 1) / kPartTiles);
+    }
+    if (!unit_.is_split()) {
+      write();
+    } else if (__atomic_sub_fetch(partials_.tasks_left + task_.unit, 1, __ATOMIC_ACQ_REL) == 0) {
+      join_unit();
+    }
+  }
+
+ private:
+  void write() {
     const PagedAttentionParams& p = job_.params;
-    join_parts(0, first_of_head(task_.end_head));
     for_each_row([&](int row, std::int32_t, std::int64_t to) {
       const float* values = scratch_.total_values + row * job_.width;
       const Vec factor = splat(1.0f / scratch_.total_sum[row]);
@@ -70,7 +88,21 @@ class TaskRows {
     });
   }
 
- private:
+  void join_unit() {
+    for (std::int64_t head = 0; head < job_.params.cache.num_kv_heads; ++head) {
+      task_.first_head = static_cast<std::int32_t>(head);
+      task_.end_head = task_.first_head + 1;
+      for (int row = 0; row < head_rows_; ++row) {
+        start_total(row);
+        for (int part = 0; part < unit_.num_parts(); ++part) {
+          const std::int64_t at = partial(row, part);
+          join(row, partials_.largest[at], partials_.sum[at], partials_.values + at * job_.width);
+        }
+      }
+      write();
+    }
+  }
+
   // Calls f(row, position of the query, where the row starts in the query and the output).
   template <typename F>
   void for_each_row(F&& f) const {
@@ -99,26 +131,53 @@ class TaskRows {
     clear(scratch_.part_values + row * job_.width);
   }
 
-  void join_part(int row) {
-    const float part = scratch_.part_largest[row];
+  void start_total(int row) {
+    scratch_.total_largest[row] = kMinusInfinity;
+    scratch_.total_sum[row] = 0.0f;
+    clear(scratch_.total_values + row * job_.width);
+  }
+
+  // Of a split unit.
+  std::int64_t partial(int row, int part) const {
+    const std::int64_t rows = head_rows_ * job_.params.cache.num_kv_heads;
+    return unit_.first_partial + part * rows + task_.first_head * head_rows_ + row;
+  }
+
+  void close_part(int row, int part) {
+    const float largest = scratch_.part_largest[row];
+    if (largest == kMinusInfinity) return;
+    const float* values = scratch_.part_values + row * job_.width;
+    if (unit_.is_split()) {
+      const std::int64_t at = partial(row, part);
+      float* kept = partials_.values + at * job_.width;
+      for (std::int64_t d = 0; d < job_.width; d += kLanes) store(kept + d, load(values + d));
+      partials_.largest[at] = largest;
+      partials_.sum[at] = scratch_.part_sum[row];
+    } else {
+      join(row, largest, scratch_.part_sum[row], values);
+    }
+    start_part(row);
+  }
+
+  // Joins a part with its largest score, sum and values to the total.
+  void join(int row, float part, float part_sum, const float* part_values) {
     if (part == kMinusInfinity) return;
     const float total = scratch_.total_largest[row];
     const float largest = part > total ? part : total;
     const Vec part_factor = exp2(splat(part - largest));
     const Vec total_factor = exp2(splat(total - largest));
-    const float* part_values = scratch_.part_values + row * job_.width;
     float* total_values = scratch_.total_values + row * job_.width;
     for (std::int64_t d = 0; d < job_.width; d += kLanes) {
       const Vec sum = load(total_values + d) * total_factor;
       store(total_values + d, fma(load(part_values + d), part_factor, sum));
     }
-    scratch_.total_sum[row] = scratch_.total_sum[row] * first_lane(total_factor) +
-                              scratch_.part_sum[row] * first_lane(part_factor);
+    scratch_.total_sum[row] =
+        scratch_.total_sum[row] * first_lane(total_factor) + part_sum * first_lane(part_factor);
     scratch_.total_largest[row] = largest;
-    start_part(row);
   }
 
   const AttentionJob& job_;
+  const AttentionPartials& partials_;
   const AttentionScratch<Element>& scratch_;
   AttentionTask task_;
   AttentionUnit unit_;

@@ -11,16 +11,54 @@ inline constexpr std::int64_t round_up(std::int64_t n, std::int64_t step) {
   return (n + step - 1) / step * step;
 }
 
+// Cuts memory, or nothing, into arrays at cache lines and counts their bytes.
+struct ArrayCarver {
+  std::byte* memory;
+  std::int64_t bytes = 0;
+
+  template <typename T>
+  void take(T*& array, std::int64_t count) {
+    array = reinterpret_cast<T*>(memory + bytes);
+    bytes += round_up(count * sizeof(T), 64);
+  }
+};
+
 // What every task of one call shares.
 struct AttentionJob {
   const ForwardBatch& batch;
   const PagedAttentionParams& params;
   const AttentionPlan& plan;
   std::int64_t head_dim;
-  std::int64_t width;      // head_dim rounded up to two vectors
-  std::int64_t row_bytes;  // of one position's key or value in the cache
-  int block_shift;         // log2 of block_size
-  int group;               // query heads of a KV head
+  std::int64_t width;        // head_dim rounded up to two vectors
+  std::int64_t row_bytes;    // of one position's key or value in the cache
+  std::int64_t block_bytes;  // of all layers
+  int block_shift;           // log2 of block_size
+  int group;                 // query heads of a KV head
+};
+
+// What the tasks of split units leave to the one that ends last.
+struct AttentionPartials {
+  std::int32_t* tasks_left;  // [units]
+  float* largest;            // [partials]; minus infinity: none of the part's positions is seen
+  float* sum;                // [partials]
+  float* values;             // [partials][width]
+
+  AttentionPartials(const AttentionJob& job, std::byte* memory) { lay_out(job, memory); }
+
+  static std::int64_t bytes(const AttentionJob& job) {
+    return AttentionPartials(job, nullptr).lay_out(job, nullptr);
+  }
+
+ private:
+  std::int64_t lay_out(const AttentionJob& job, std::byte* memory) {
+    ArrayCarver carver{memory};
+    const std::int64_t partials = job.plan.num_partials();
+    carver.take(tasks_left, job.plan.num_units());
+    carver.take(largest, partials);
+    carver.take(sum, partials);
+    carver.take(values, partials * job.width);
+    return carver.bytes;
+  }
 };
 
 // One thread's arrays, carved from the workspace. Elements are those of words; `rows` are those of
@@ -53,25 +91,23 @@ struct AttentionScratch {
  private:
   std::int64_t lay_out(const AttentionJob& job, std::byte* memory) {
     const std::int64_t rows = round_up(job.plan.max_task_rows(), kLanes) + kLanes;
-    std::int64_t bytes = 0;
-    const auto take = [&](auto*& array, std::int64_t count) {
-      array = reinterpret_cast<std::remove_reference_t<decltype(array)>>(memory + bytes);
-      bytes += round_up(count * sizeof(*array), 64);
-    };
-    take(query, rows * job.width);
-    take(part_values, rows * job.width);
-    take(total_values, rows * job.width);
-    for (float** array : {&part_largest, &part_sum, &total_largest, &total_sum}) take(*array, rows);
-    take(position, rows);
-    take(keys, kTile * job.width);
-    take(values, kTile * job.width);
-    take(value_words, kTile * job.width);
-    take(query_panels, rows * job.width);
-    take(value_panels, rows * job.width);
-    take(panel_position, rows);
-    take(scores, kMaxPanels * kTile * kLanes);
-    take(weights, kMaxPanels * kTile * kLanes);
-    return bytes;
+    ArrayCarver carver{memory};
+    carver.take(query, rows * job.width);
+    carver.take(part_values, rows * job.width);
+    carver.take(total_values, rows * job.width);
+    for (float** array : {&part_largest, &part_sum, &total_largest, &total_sum}) {
+      carver.take(*array, rows);
+    }
+    carver.take(position, rows);
+    carver.take(keys, kTile * job.width);
+    carver.take(values, kTile * job.width);
+    carver.take(value_words, kTile * job.width);
+    carver.take(query_panels, rows * job.width);
+    carver.take(value_panels, rows * job.width);
+    carver.take(panel_position, rows);
+    carver.take(scores, kMaxPanels * kTile * kLanes);
+    carver.take(weights, kMaxPanels * kTile * kLanes);
+    return carver.bytes;
   }
 };
 

@@ -6,7 +6,8 @@
 // Where the tiles of a pass lie in the cache.
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
-// The tiles of a pass: [first, end), and the positions [oldest, newest] that its queries see.
+// The tiles of a pass that a task has: [first, end), and the positions [oldest, newest] that its
+// queries see.
 struct PassTiles {
   std::int32_t seq = 0;
   std::int32_t first = 0;
@@ -17,7 +18,8 @@ struct PassTiles {
   bool empty() const { return first >= end; }
 };
 
-[[gnu::noinline]] inline PassTiles tiles_of(const AttentionJob& job, const AttentionPass& pass) {
+[[gnu::noinline]] inline PassTiles tiles_of(const AttentionJob& job, const AttentionTask& task,
+                                            const AttentionPass& pass) {
   const AttentionSpan* spans = job.plan.spans();
   const std::int32_t window = job.params.sliding_window;
   PassTiles tiles;
@@ -33,7 +35,8 @@ struct PassTiles {
   // Of spans that skip tiles here none has met a tile before.
   const std::int32_t seen = tiles.oldest / kTile;
   tiles.first = pass.first_tile > seen ? pass.first_tile : seen;
-  tiles.end = pass.end_tile;
+  if (task.first_tile > tiles.first) tiles.first = task.first_tile;
+  tiles.end = task.end_tile < pass.end_tile ? task.end_tile : pass.end_tile;
   return tiles;
 }
 
@@ -43,36 +46,32 @@ struct Tile {
   std::int32_t start = 0;
   std::int32_t begin = 0;
   std::int32_t end = 0;
-  std::int64_t offsets[kTile];  // of the nearest for positions outside
+  const BlockId* table = nullptr;
   // Of every fourth position where blocks hold four and more: memory of the cache, with anything
   // in it for positions outside.
   std::int64_t quads[kTile / 4];
 };
 
-// No table entry is read for positions that none of the queries sees.
+// Where the key at a tile's `position` lies. REQUIRES: begin <= position < end, since no table
+// entry is read for positions that none of the queries sees.
+inline std::int64_t row_offset(const AttentionJob& job, const Tile& tile, int position) {
+  const std::int32_t at = tile.start + position;
+  const std::int32_t block = at >> job.block_shift;
+  const std::int32_t slot = at - (block << job.block_shift);
+  return tile.table[block] * job.block_bytes + slot * job.row_bytes;
+}
+
 [[gnu::noinline]] inline void locate(const AttentionJob& job, const PassTiles& tiles,
                                      std::int32_t index, Tile* tile) {
-  const KvCacheView& cache = job.params.cache;
   const ForwardBatch& batch = job.batch;
-  const BlockId* table = batch.block_tables + batch.table_rows[tiles.seq] * batch.table_stride;
   const std::int32_t start = index * kTile;
   tile->start = start;
   tile->begin = tiles.oldest > start ? tiles.oldest - start : 0;
   tile->end = tiles.newest + 1 - start < kTile ? tiles.newest + 1 - start : kTile;
-  for (int i = tile->begin; i < tile->end;) {
-    const std::int32_t block = (start + i) >> job.block_shift;
-    const std::int32_t left = ((block + 1) << job.block_shift) - start;
-    const int end = left < tile->end ? left : tile->end;
-    const std::int32_t slot = start + i - (block << job.block_shift);
-    std::int64_t offset = table[block] * cache.block_bytes() + slot * job.row_bytes;
-    for (; i < end; ++i, offset += job.row_bytes) tile->offsets[i] = offset;
-  }
-  for (int i = 0; i < tile->begin; ++i) tile->offsets[i] = tile->offsets[tile->begin];
-  for (int i = tile->end; i < kTile; ++i) tile->offsets[i] = tile->offsets[tile->end - 1];
+  tile->table = batch.block_tables + batch.table_rows[tiles.seq] * batch.table_stride;
   for (int quad = 0; quad < kTile / 4; ++quad) {
-    int i = 4 * quad > tile->begin ? 4 * quad : tile->begin;
-    if (i >= tile->end) i = tile->end - 1;
-    tile->quads[quad] = tile->offsets[i] - i % 4 * job.row_bytes;
+    const int i = nearest(4 * quad, tile->begin, tile->end);
+    tile->quads[quad] = row_offset(job, *tile, i) - i % 4 * job.row_bytes;
   }
 }
 

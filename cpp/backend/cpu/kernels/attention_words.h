@@ -7,6 +7,13 @@
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
 inline constexpr int kTile = kAttentionTile;
+inline constexpr int kPartTiles = kAttentionPartTiles;
+
+// The position in [begin, end) that is nearest to this one.
+inline int nearest(int position, int begin, int end) {
+  if (position < begin) return begin;
+  return position < end ? position : end - 1;
+}
 
 // Scores [count] -> softly capped, in units of log2.
 [[gnu::noinline]] inline void cap_scores(float* scores, int count, float softcap) {
@@ -24,13 +31,13 @@ struct FloatWords {
   static void store_words(float* p, Vec a) { store(p, a); }
   static Vec multiply_add(Vec a, Vec b, Vec sum) { return fma(a, b, sum); }
   // The first n numbers of a row, of which there may be fewer than 1, as two vectors of words.
-  static void load_rows(const float* const (&rows)[1], std::int64_t n, Vec (&out)[2]) {
-    for (int v = 0; v < 2; ++v) {
-      const std::int64_t left = n - v * kLanes;
-      const float* from = rows[0] + v * kLanes;
-      out[v] =
-          left >= kLanes ? load(from) : (left > 0 ? load_n(from, static_cast<int>(left)) : zero());
-    }
+  static void load_rows(const float* const (&rows)[1], std::int64_t n, Vec& first, Vec& second) {
+    const auto load_some = [](const float* from, std::int64_t left) {
+      if (left >= kLanes) return load(from);
+      return left > 0 ? load_n(from, static_cast<int>(left)) : zero();
+    };
+    first = load_some(rows[0], n);
+    second = load_some(rows[0] + kLanes, n - kLanes);
   }
   static Vec to_words(const Vec (&numbers)[1]) { return numbers[0]; }
   static Vec exp2(Vec x) { return PAGEDCORE_ISA::exp2(x); }
@@ -47,13 +54,13 @@ struct PairWords {
   static void store_words(BFloat16* p, Vec a) { Dot::store_pairs(p, a); }
   static Vec multiply_add(Vec a, Vec b, Vec sum) { return Dot::dot_pairs(sum, a, b); }
   // The first n numbers of two rows.
-  static void load_rows(const BFloat16* const (&rows)[2], std::int64_t n, Vec (&out)[2]) {
+  static void load_rows(const BFloat16* const (&rows)[2], std::int64_t n, Vec& first, Vec& second) {
     constexpr int kAll = 2 * kLanes;
     const int count = n < kAll ? static_cast<int>(n) : kAll;
     const Vec even = count == kAll ? load_words(rows[0]) : Dot::load_pairs_n(rows[0], count);
     const Vec odd = count == kAll ? load_words(rows[1]) : Dot::load_pairs_n(rows[1], count);
-    out[0] = Dot::interleave_low(even, odd);
-    out[1] = Dot::interleave_high(even, odd);
+    first = Dot::interleave_low(even, odd);
+    second = Dot::interleave_high(even, odd);
   }
   static Vec to_words(const Vec (&numbers)[2]) { return Dot::narrow_pairs(numbers[0], numbers[1]); }
   // Within 2^-13, a sixteenth of what rounding to bfloat16 loses.

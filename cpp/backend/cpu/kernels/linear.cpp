@@ -12,9 +12,11 @@ constexpr std::int64_t kAlignment = 64;
 
 std::int64_t round_up(std::int64_t n, std::int64_t step) { return (n + step - 1) / step * step; }
 
-// Rows this many bytes apart, or a multiple, fall into few sets of the L1 cache: several of them,
-// read side by side, push each other out.
+// Rows a multiple of 1 KiB apart fall into few sets of the L1 cache: several of them, read side by
+// side, push each other out.
 bool aliases(std::int64_t row_bytes) { return row_bytes % 1024 == 0; }
+// Further apart by this much, eight rows lie evenly over all sets.
+constexpr std::int64_t kSpreadBytes = 512;
 
 // Converts rows of x to `dtype`.
 void convert_rows(const LinearParams& params, DType dtype, std::int64_t stride, void* out,
@@ -94,7 +96,7 @@ void linear_quantized(const LinearParams& params, Context& context) {
   const std::int64_t num_groups =
       params.num_rows * (params.in_features / params.weights[0].group_size);
   const std::int64_t whole = round_up(params.in_features, kEvenOddInputs);
-  const std::int64_t stride = whole + (aliases(whole) ? kAlignment : 0);
+  const std::int64_t stride = whole + (aliases(whole) ? kSpreadBytes : 0);
   const std::int64_t value_bytes = round_up(params.num_rows * stride, kAlignment);
   const std::int64_t group_bytes = round_up(num_groups * sizeof(float), kAlignment);
   const std::int64_t scratch_bytes = round_up(linear_scratch_bytes(params), kAlignment);
@@ -122,7 +124,7 @@ void linear(const LinearParams& params, Context& context) {
   const bool in_place = params.x_dtype == operand && !spread;
 
   const std::int64_t whole_lines = round_up(params.in_features, kAlignment / size);
-  const std::int64_t stride = whole_lines + (aliases(whole_lines * size) ? kAlignment / size : 0);
+  const std::int64_t stride = whole_lines + (aliases(whole_lines * size) ? kSpreadBytes / size : 0);
   const std::int64_t x_bytes = in_place ? 0 : round_up(params.num_rows * stride * size, kAlignment);
   const std::int64_t scratch_bytes = round_up(linear_scratch_bytes(params), kAlignment);
   std::byte* memory = context.workspace.reserve(x_bytes + context.pool.size() * scratch_bytes);

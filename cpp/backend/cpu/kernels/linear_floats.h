@@ -38,6 +38,8 @@ class FloatShare : public LinearShare<F> {
         stream_block<F, 2>(panel.blocks[i], next, in_features, x, sums);
       } else if (num_rows <= 4) {
         stream_block<F, 4>(panel.blocks[i], next, in_features, x, sums);
+      } else if (num_rows <= 6) {
+        stream_block<F, 6>(panel.blocks[i], next, in_features, x, sums);
       } else {
         stream_block<F, 8>(panel.blocks[i], next, in_features, x, sums);
       }
@@ -126,7 +128,7 @@ class FloatShare : public LinearShare<F> {
   void operand_rows(const Block<F>& block, int i, int quad, std::int64_t k,
                     const Operand* (&rows)[4]) const {
     if constexpr (F::kInPlace) {
-      if (!is_packed(block)) return rows_of_quad(block, quad, k, rows);
+      if (!is_packed(block)) return rows_of_outputs(block, quad, k, rows);
     }
     for (int v = 0; v < 4; ++v) {
       rows[v] = reinterpret_cast<const Operand*>(packed_block(i) + (quad + v) * kPanelRowBytes);

@@ -11,7 +11,7 @@ struct Panel {
   OutputRange range;
   int num_groups;
   int num_blocks;
-  Block<F> blocks[kPanelBlocks];
+  Block<F> blocks[kMostPanelBlocks];
 };
 
 // The outputs of one op's weights, one weight after the other, in groups of kLanes.
@@ -21,7 +21,11 @@ class Outputs {
   explicit Outputs(const LinearParams& params) : params_(params) {}
 
   bool is_gated() const { return params_.epilogue == LinearEpilogue::kGated; }
-  int panel_groups() const { return is_gated() ? kPanelBlocks / 2 : kPanelBlocks; }
+  int panel_groups() const {
+    if (!is_gated()) return kPanelBlocks;
+    const bool streams = params_.num_rows == 1 && params_.weights[0].layout == WeightLayout::kOutIn;
+    return (streams ? kMostPanelBlocks : kPanelBlocks) / 2;
+  }
   std::int64_t num_groups() const {
     std::int64_t count = 0;
     const int num_weights = is_gated() ? 1 : params_.num_weights;

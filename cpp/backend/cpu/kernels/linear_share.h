@@ -12,6 +12,7 @@ inline constexpr int kTileRows = kNumRegisters >= 32 ? 6 : 3;
 inline constexpr int kSmallTileRows = kNumRegisters >= 32 ? 4 : 2;
 // Rows that any inner loop takes at once.
 inline constexpr int kMaxTileRows = 8;
+static_assert(kMostPanelBlocks <= kMaxTileRows * kPanelBlocks);
 // A block of packed weights of 8 bits, and its largest group.
 inline constexpr std::int64_t kMaxGroupSize = 1024;
 inline constexpr std::int64_t kCopyBytes = kLanes * kMaxGroupSize;

@@ -12,8 +12,10 @@ namespace pagedcore::cpu::PAGEDCORE_ISA {
 inline constexpr std::int64_t kSegmentBytes = 3072;
 // Rows of a packed panel lie so far apart, so that they do not push each other out of the cache.
 inline constexpr std::int64_t kPanelRowBytes = kSegmentBytes + 64;
-// A panel is up to so many blocks of kLanes outputs.
+// A panel is up to so many blocks of kLanes outputs; of gate and up for one row of x, which reads a
+// panel once, more: every change from one to the other costs a stream from memory its start.
 inline constexpr int kPanelBlocks = 4;
+inline constexpr int kMostPanelBlocks = 16;
 inline constexpr int kPanelWidth = kPanelBlocks * kLanes;
 inline constexpr std::int64_t kPanelBytes = kPanelWidth * kPanelRowBytes;
 
@@ -83,12 +85,11 @@ class Prefetch {
   int lines_a_step_ = 0;
 };
 
-// The rows of the quad of outputs from `first` on, from input k; behind the last output, that
-// again.
-template <typename F>
-[[gnu::always_inline]] inline void rows_of_quad(const Block<F>& block, int first, std::int64_t k,
-                                                const typename F::Weight* (&rows)[4]) {
-  for (int v = 0; v < 4; ++v) {
+// The rows of V outputs from `first` on, from input k; behind the last output, that again.
+template <typename F, int V>
+[[gnu::always_inline]] inline void rows_of_outputs(const Block<F>& block, int first, std::int64_t k,
+                                                   const typename F::Weight* (&rows)[V]) {
+  for (int v = 0; v < V; ++v) {
     const int output = first + v < block.num_outputs ? first + v : block.num_outputs - 1;
     rows[v] = reinterpret_cast<const typename F::Weight*>(block.data + output * block.stride +
                                                           F::weight_bytes(k));
@@ -128,25 +129,24 @@ template <typename F, int R, int V, typename W, typename Before>
   step([rest](const auto* p) __attribute__((always_inline)) { return F::load_inputs(p, rest); }, k);
 }
 
-// Rows of x whose sums with a quad of outputs registers hold.
-inline constexpr int kStreamTileRows = kNumRegisters >= 32 ? 4 : 2;
-
-// The totals of a quad of outputs for R rows of x, added to those of earlier segments where this is
-// not the first.
-template <int R>
-[[gnu::always_inline]] inline void add_totals(const Vec (&acc)[R][4], bool first, float* sums) {
+// The totals of V outputs for R rows of x, eight at a time, added to those of earlier segments
+// where this is not the first.
+template <int R, int V>
+[[gnu::always_inline]] inline void add_totals(const Vec (&acc)[R][V], bool first, float* sums) {
+  constexpr int kRows = 8 / V;
 #pragma GCC unroll 4
-  for (int r = 0; r < R; r += 2) {
-    const int next = r + 1 < R ? r + 1 : r;
-    float* const to[2] = {sums + r * kPanelWidth, sums + next * kPanelWidth};
-    if (first) {
-      sum_each(acc[r], acc[next], to[0], to[1]);
-      continue;
+  for (int row = 0; row < R; row += kRows) {
+    Vec parts[2][4];  // behind the last row, that again
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      const int r = row + i / V < R ? row + i / V : R - 1;
+      parts[i / 4][i % 4] = acc[r][i % V];
     }
-    float totals[2][4];
-    sum_each(acc[r], acc[next], totals[0], totals[1]);
-    for (int i = 0; i <= next - r; ++i) {
-      for (int v = 0; v < 4; ++v) to[i][v] += totals[i][v];
+    float totals[kRows][V];
+    sum_each(parts[0], parts[1], totals[0], totals[kRows / 2]);
+    for (int r = 0; r < kRows && row + r < R; ++r) {
+      float* to = sums + (row + r) * kPanelWidth;
+      for (int v = 0; v < V; ++v) to[v] = first ? totals[r][v] : to[v] + totals[r][v];
     }
   }
 }
@@ -185,7 +185,7 @@ void stream_block(const Block<F>& block, std::int64_t in_features, const typenam
   for (int quad = 0; quad < block.num_outputs; quad += 4) {
     for (std::int64_t k = 0; k < in_features; k += kStreamSegments * segment_inputs<F>()) {
       const typename F::Weight* w[4];
-      rows_of_quad(block, quad, k, w);
+      rows_of_outputs(block, quad, k, w);
       Vec acc[kStreamSegments][1][4];
       int num_segments = 0;
       for (int v = 0; v < 4; ++v) {
@@ -202,32 +202,44 @@ void stream_block(const Block<F>& block, std::int64_t in_features, const typenam
   }
 }
 
-// Few rows: the same for R rows of x, a quad of outputs at a time. `next` is the block that the
-// caller wants next: it is fetched a quad ahead.
+// The tile in which R rows of x meet weights: all rows at once where registers allow, so that each
+// weight is loaded once.
+template <int R>
+struct StreamTile {
+  static constexpr int kRows = kNumRegisters >= 32 ? R : R < 2 ? R : 2;
+  static constexpr int kOutputs = kRows > 6 ? 2 : 4;
+};
+
+// Few rows: the same for R rows of x, some outputs at a time and a segment after the other, whose x
+// stays in the L1 cache. `next` is the block that the caller wants next; weights are fetched as
+// many outputs ahead.
 template <typename F, int R>
 void stream_block(const Block<F>& block, const Block<F>& next, std::int64_t in_features,
                   const typename F::Operand* const* x, float* sums) {
-  constexpr int kRows = R < kStreamTileRows ? R : kStreamTileRows;
-  for (int quad = 0; quad < block.num_outputs; quad += 4) {
-    const bool last = quad + 4 >= block.num_outputs;
-    for (std::int64_t k = 0; k < in_features; k += segment_inputs<F>()) {
-      const std::int64_t rest = in_features - k;
-      const std::int64_t count = rest < segment_inputs<F>() ? rest : segment_inputs<F>();
-      const typename F::Weight* w[4];
-      const typename F::Weight* ahead[4];
-      rows_of_quad(block, quad, k, w);
-      rows_of_quad(last ? next : block, last ? 0 : quad + 4, k, ahead);
+  constexpr int kRows = StreamTile<R>::kRows;
+  constexpr int V = StreamTile<R>::kOutputs;
+  for (std::int64_t k = 0; k < in_features; k += segment_inputs<F>()) {
+    const std::int64_t rest = in_features - k;
+    const std::int64_t count = rest < segment_inputs<F>() ? rest : segment_inputs<F>();
+    for (int output = 0; output < block.num_outputs; output += V) {
+      const bool last = output + V >= block.num_outputs;
+      const bool ends = last && count == rest;
+      const typename F::Weight* w[V];
+      const typename F::Weight* ahead[V];
+      rows_of_outputs(block, output, k, w);
+      const std::int64_t ahead_k = ends ? 0 : last ? k + count : k;
+      rows_of_outputs(ends ? next : block, last ? 0 : output + V, ahead_k, ahead);
       for (int row = 0; row < R; row += kRows) {
         const typename F::Operand* x_rows[kRows];
         for (int r = 0; r < kRows; ++r) x_rows[r] = x[row + r] + k;
         const auto fetch = [&](std::int64_t i) __attribute__((always_inline)) {
           if (row > 0) return;
 #pragma GCC unroll 4
-          for (int v = 0; v < 4; ++v) prefetch_l2(ahead[v] + i);
+          for (int v = 0; v < V; ++v) prefetch_l2(ahead[v] + i);
         };
-        Vec acc[kRows][4];
-        multiply_rows<F, kRows, 4>(w, x_rows, count, fetch, acc);
-        add_totals(acc, k == 0, sums + row * kPanelWidth + quad);
+        Vec acc[kRows][V];
+        multiply_rows<F, kRows, V>(w, x_rows, count, fetch, acc);
+        add_totals(acc, k == 0, sums + row * kPanelWidth + output);
       }
     }
   }
