@@ -81,11 +81,11 @@ void launch_skinny_linear(const LinearParams& p, const RopeAndCacheParams* rope,
     args.weights[i] = describe_matrix(w.data, w.out_features, p.in_features, p.in_features, 64);
     if (!gated || i == 0) blocks += ceil_div(w.out_features, gated ? 64 : 128);
   }
-  // More slices until there is work for most processors; two blocks of gates and ups share one.
-  constexpr std::int64_t kEnoughBlocks = 96;
+  // More slices until most processors have work, some of them that of two thread blocks.
+  constexpr std::int64_t kEnoughBlocks = 192;
   const std::int64_t stages = ceil_div(p.in_features, 64);
   while (args.num_slices < 8 && 4 * args.num_slices <= stages &&
-         blocks * args.num_slices < (gated ? 2 : 1) * kEnoughBlocks) {
+         blocks * args.num_slices < kEnoughBlocks) {
     args.num_slices *= 2;
   }
   p.x_dtype == DType::kBFloat16 ? launch<__nv_bfloat16>(args, blocks, stream)

@@ -22,16 +22,17 @@ struct SkinnyOutputs : SkinnyTile<kTokens> {
   // One warp: where the rows' keys begin in the cache, -1 being nowhere, and their positions.
   __device__ static void find_rows(const SkinnyLinearArgs& args, const Work& work, Shared& s) {
     const RopeAndCacheParams& p = args.rope;
-    const int lane = threadIdx.x % 32, row = work.first_row + lane;
-    if (!args.rotates || !has_row(args, work)) return __syncwarp();
     const KvCacheView& cache = p.cache;
-    const int shift = __ffs(static_cast<int>(cache.block_size)) - 1;
-    const std::int64_t slot = p.slots[row];
-    s.cache_rows[lane] = slot < 0 ? slot
-                                  : (slot >> shift) * cache.block_stride() +
-                                        p.layer * cache.layer_stride() +
-                                        (slot & (cache.block_size - 1)) * cache.head_dim;
-    s.positions[lane] = p.cos_sin == nullptr ? 0 : p.positions[row];
+    const int lane = threadIdx.x % 32, row = work.first_row + lane;
+    if (args.rotates && has_row(args, work)) {
+      const int shift = __ffs(static_cast<int>(cache.block_size)) - 1;
+      const std::int64_t slot = p.slots[row];
+      s.cache_rows[lane] = slot < 0 ? slot
+                                    : (slot >> shift) * cache.block_stride() +
+                                          p.layer * cache.layer_stride() +
+                                          (slot & (cache.block_size - 1)) * cache.head_dim;
+      s.positions[lane] = p.cos_sin == nullptr ? 0 : p.positions[row];
+    }
     __syncwarp();
   }
   __device__ static bool has_row(const SkinnyLinearArgs& args, const Work& work) {
