@@ -1,11 +1,13 @@
 """How a step's cost grows with batch, context and position, at 1 and 2 threads, as plots.
 
-    python bench/growth.py MODEL_DIR                 measures, writes results/growth_cpu.jsonl
+    python bench/growth.py MODEL_DIR --prompt FILE   measures, writes results/growth_cpu.jsonl
     python bench/growth.py --plot                    draws growth.svg from it (needs matplotlib)
 
-The longest context is computed once; every other context is a fork of it at an earlier token, and
-other thread counts load its snapshot. Each figure is the median of some steps; beside it stands the
-least time that bytes and operations allow at the limits measured just before.
+The longest context is computed once and kept in FILE; every other context is a fork of it at an
+earlier token. `--growths` and `--seconds` cut the work into pieces: a prompt that is not finished
+goes on from FILE, contexts that it does not reach yet are left out, and figures take the place of
+older ones. Each is the median of some steps; beside it stands the least time that bytes and
+operations allow at the limits measured just before.
 """
 
 from __future__ import annotations
@@ -99,10 +101,58 @@ def measure_batches(llm: LLM, floor: Floor, random: np.random.Generator) -> Iter
             llm.engine.abort(request)
 
 
-def measure_contexts(llm: LLM, floor: Floor, longest: int, contexts: list[int]) -> Iterator[dict]:
-    """A decode step of one sequence, forked from `longest` at ever later tokens."""
+class LongPrompt:
+    """A prompt that `llm` computes chunk by chunk, kept in a file from process to process."""
+
+    def __init__(self, llm: LLM, path: Path, length: int) -> None:
+        self._engine, self._path = llm.engine, path
+        self._tokens = np.random.default_rng(1).integers(FIRST_ID, LAST_ID, length).tolist()
+        self.request: int | None = None
+        self.position = 0
+        if path.exists():
+            with path.open("rb") as file:
+                self.position = int.from_bytes(file.read(8), "little")
+                self.request = self._engine.load(file.read(), greedy(1), hold=True)
+            self._finish()
+
+    @property
+    def is_whole(self) -> bool:
+        return self.position == len(self._tokens)
+
+    def extend(self) -> tuple[int, float]:
+        """Computes the next chunk: how many tokens it has, and the wall time of its step in ms."""
+        chunk = self._tokens[self.position : self.position + CHUNK]
+        before, options = self.request, {"hold": True}
+        if before is None:
+            self.request = self._engine.add_request(chunk, greedy(1), **options)
+        else:
+            self.request = self._engine.fork(
+                before, greedy(1), at_token=self.position, more_tokens=chunk, **options
+            )
+            self._engine.abort(before)
+        milliseconds = step_milliseconds(self._engine)
+        self._finish()
+        self.position += len(chunk)
+        return len(chunk), milliseconds
+
+    def save(self) -> None:
+        with self._path.open("wb") as file:
+            file.write(self.position.to_bytes(8, "little"))
+            file.write(self._engine.save(self.request))
+
+    def _finish(self) -> None:
+        while self._engine.has_unfinished():
+            self._engine.step()
+
+
+def measure_contexts(
+    llm: LLM, floor: Floor, prompt: LongPrompt, contexts: list[int]
+) -> Iterator[dict]:
+    """A decode step of one sequence, forked from the prompt at ever later tokens."""
     for context in contexts:
-        branch = llm.engine.fork(longest, greedy(STEPS + 8), at_token=context)
+        if context > prompt.position:
+            break
+        branch = llm.engine.fork(prompt.request, greedy(STEPS + 8), at_token=context)
         llm.engine.step()
         floor.measure()
         milliseconds = decode_milliseconds(llm.engine)
@@ -111,45 +161,51 @@ def measure_contexts(llm: LLM, floor: Floor, longest: int, contexts: list[int]) 
         llm.engine.abort(branch)
 
 
-def measure_prefill(llm: LLM, floor: Floor, prompt: list[int]) -> Iterator[dict]:
-    """Every chunk of one long prompt; the last line holds the request's snapshot."""
-    request = llm.engine.add_request(prompt, greedy(2), hold=True)
-    for position in range(0, len(prompt), CHUNK):
+def measure_prefill(floor: Floor, prompt: LongPrompt, seconds: float) -> Iterator[dict]:
+    """The chunks of the prompt that are still to be computed, until `seconds` have passed."""
+    end = time.monotonic() + seconds
+    while not prompt.is_whole and time.monotonic() < end:
         floor.measure()
-        milliseconds = step_milliseconds(llm.engine)
-        pairs = CHUNK * position + CHUNK * (CHUNK + 1) // 2
-        least = floor.milliseconds(CHUNK, pairs, position + CHUNK, 0)
-        if position + CHUNK <= len(prompt):
-            yield floor.line("position", position, milliseconds, least)
-    while llm.engine.has_unfinished():
-        llm.engine.step()
-    yield {"snapshot": llm.engine.save(request), "request": request}
+        position = prompt.position
+        tokens, milliseconds = prompt.extend()
+        pairs = tokens * position + tokens * (tokens + 1) // 2
+        least = floor.milliseconds(tokens, pairs, position + tokens, 1)
+        yield floor.line("position", position, milliseconds, least)
+    prompt.save()
 
 
-def measure(
-    model: str, threads: int, contexts: list[int], snapshot: bytes | None, quiet: Quiet
-) -> Iterator[dict]:
-    """All figures at one thread count; without a snapshot, of the prefill too."""
+def measure(args: argparse.Namespace, threads: int, quiet: Quiet) -> Iterator[dict]:
+    """The figures asked for at one thread count."""
     llm = LLM(
-        model,
+        args.model,
         num_threads=threads,
-        max_model_len=contexts[-1] + 64,
+        max_model_len=args.contexts[-1] + 64,
         max_num_batched_tokens=CHUNK,
         kv_cache_bytes=2 << 30,
         enable_prefix_caching=False,
     )
-    floor, random = Floor(llm, threads, quiet), np.random.default_rng(0)
-    yield from measure_batches(llm, floor, random)
-    if snapshot is None:
-        prompt = random.integers(FIRST_ID, LAST_ID, contexts[-1] + 32).tolist()
-        for line in measure_prefill(llm, floor, prompt):
-            yield line
-        longest = line["request"]
-    else:
-        longest = llm.engine.load(snapshot, greedy(1), hold=True)
-        while llm.engine.has_unfinished():
-            llm.engine.step()
-    yield from measure_contexts(llm, floor, longest, contexts)
+    floor = Floor(llm, threads, quiet)
+    if "batch" in args.growths:
+        yield from measure_batches(llm, floor, np.random.default_rng(0))
+    if args.prompt is None:
+        return
+    prompt = LongPrompt(llm, args.prompt, args.contexts[-1])
+    if "position" in args.growths and threads == args.threads[0]:
+        yield from measure_prefill(floor, prompt, args.seconds)
+    if "context" in args.growths:
+        yield from measure_contexts(llm, floor, prompt, args.contexts)
+
+
+def write(results: Path, new: dict) -> None:
+    """Adds a line, or puts it in the place of the one of the same growth, x and thread count."""
+
+    def key(line: dict) -> tuple:
+        return line["model"], line["threads"], line["growth"], line["x"]
+
+    text = results.read_text() if results.exists() else ""
+    lines = {key(line): line for line in map(json.loads, text.splitlines())} | {key(new): new}
+    order = sorted(lines.values(), key=lambda line: (-line["threads"], line["growth"], line["x"]))
+    results.write_text("".join(json.dumps(line) + "\n" for line in order))
 
 
 PANELS = {
@@ -199,6 +255,9 @@ def main() -> None:
     parser.add_argument("model", nargs="?")
     parser.add_argument("--threads", type=int, nargs="+", default=[2, 1], help="the first prefills")
     parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS, help="ascending")
+    parser.add_argument("--growths", nargs="+", default=list(PANELS), choices=list(PANELS))
+    parser.add_argument("--prompt", type=Path, help="file that keeps the longest context's KV")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="for the prompt")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--plot", action="store_true", help="draw --results, measure nothing")
     parser.add_argument("--lock", type=Path, nargs="*", default=[], help="files to flock meanwhile")
@@ -208,16 +267,14 @@ def main() -> None:
         return
     if args.model is None:
         parser.error("MODEL_DIR is needed to measure")
-    snapshot, quiet = None, Quiet(args.lock)
-    with open(args.results, "w") as out:
-        for threads in args.threads:
-            for line in measure(args.model, threads, args.contexts, snapshot, quiet):
-                if "snapshot" in line:
-                    snapshot = line["snapshot"]
-                    continue
-                line = {"model": Path(args.model).name, "threads": threads} | line
-                print(json.dumps(line), flush=True)
-                out.write(json.dumps(line) + "\n")
+    if args.prompt is None and set(args.growths) != {"batch"}:
+        parser.error("--prompt FILE is needed for position and context")
+    quiet = Quiet(args.lock)
+    for threads in args.threads:
+        for line in measure(args, threads, quiet):
+            line = {"model": Path(args.model).name, "threads": threads} | line
+            print(json.dumps(line), flush=True)
+            write(args.results, line)
 
 
 if __name__ == "__main__":

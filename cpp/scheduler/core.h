@@ -83,7 +83,6 @@ class SchedulerCore {
   void schedule_catch_up(SequenceGroup& group);
   void grow_partial(SequenceGroup& group);
   bool try_make_whole(SequenceGroup& group, std::int32_t headroom);
-  bool lacks_memory_for_partial() const;
   void extend_partially(SequenceGroup& group, std::int32_t num_blocks);
   void set_partial(SequenceGroup& group, bool is_partial);
   static Sequence* only_of(const SequenceGroup& group);
@@ -100,9 +99,10 @@ class SchedulerCore {
   Span make_span(Sequence& sequence, std::int32_t num_tokens);
   void leave_out_ended();
   std::size_t repeat_spans();
-  std::int32_t headroom(const SequenceGroup* except) const;  // blocks left to other running groups
 
   // pressure.cpp: who gives way
+  std::int32_t headroom(const SequenceGroup* except) const;  // blocks left to other running groups
+  bool lacks_memory_for_partial() const;
   // Gives the sequences of a running group room for their uncomputed tokens, taking it from later
   // groups where it must. False: the group cannot run in this step, or was itself preempted.
   bool make_room(SequenceGroup& group);

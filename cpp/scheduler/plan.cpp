@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cmath>
 #include <memory>
 
 #include "cpp/scheduler/core.h"
@@ -8,9 +7,6 @@
 
 namespace pagedcore {
 namespace {
-
-// Growth headroom is at most this part of the pool, or small pools would run one request at a time.
-constexpr std::int32_t kMaxHeadroomShare = 16;
 
 std::int32_t num_uncomputed(const Sequence& sequence) {
   return sequence.num_tokens() - sequence.num_computed();
@@ -267,26 +263,6 @@ void SchedulerCore::set_partial(SequenceGroup& group, bool is_partial) {
 
 Sequence* SchedulerCore::only_of(const SequenceGroup& group) {
   return group.num_live() == 1 && !group.is_partial_ ? group.sequences_[0].get() : nullptr;
-}
-
-std::int32_t SchedulerCore::headroom(const SequenceGroup* except) const {
-  const std::int32_t num_seqs = num_running_seqs_ - (except ? except->num_sequences_ : 0);
-  if (num_seqs == 0) return 0;
-  const std::int32_t num_blocks = kv_->allocator().num_blocks();
-  if (config_.headroom == HeadroomPolicy::kWatermark) {
-    return static_cast<std::int32_t>(std::ceil(config_.watermark * num_blocks));
-  }
-  const std::int64_t growth = std::int64_t{num_seqs} * config_.headroom_tokens;
-  const std::int32_t limit = std::max(num_blocks / kMaxHeadroomShare, 1);
-  return static_cast<std::int32_t>(
-      std::min<std::int64_t>((growth + kv_->block_size() - 1) / kv_->block_size(), limit));
-}
-
-bool SchedulerCore::lacks_memory_for_partial() const {
-  const auto lacks_memory = [&](const SequenceGroup* group) {
-    return group->is_partial_ && !lacks_quota(*group);
-  };
-  return num_partial_ > 0 && std::ranges::any_of(running_, lacks_memory);
 }
 
 SequenceGroup* SchedulerCore::next_to_admit() {

@@ -1,5 +1,6 @@
 // Who gives way when blocks run out, and how.
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "cpp/scheduler/core.h"
@@ -7,6 +8,9 @@
 
 namespace pagedcore {
 namespace {
+
+// Growth headroom is at most this part of the pool, or small pools would run one request at a time.
+constexpr std::int32_t kMaxHeadroomShare = 16;
 
 std::int32_t num_unique_blocks(const SequenceGroup& group) {
   const auto sequences = group.sequences();
@@ -20,6 +24,26 @@ std::int32_t num_unique_blocks(const SequenceGroup& group) {
 }
 
 }  // namespace
+
+std::int32_t SchedulerCore::headroom(const SequenceGroup* except) const {
+  const std::int32_t num_seqs = num_running_seqs_ - (except ? except->num_sequences_ : 0);
+  if (num_seqs == 0) return 0;
+  const std::int32_t num_blocks = kv_->allocator().num_blocks();
+  if (config_.headroom == HeadroomPolicy::kWatermark) {
+    return static_cast<std::int32_t>(std::ceil(config_.watermark * num_blocks));
+  }
+  const std::int64_t growth = std::int64_t{num_seqs} * config_.headroom_tokens;
+  const std::int32_t limit = std::max(num_blocks / kMaxHeadroomShare, 1);
+  return static_cast<std::int32_t>(
+      std::min<std::int64_t>((growth + kv_->block_size() - 1) / kv_->block_size(), limit));
+}
+
+bool SchedulerCore::lacks_memory_for_partial() const {
+  const auto lacks_memory = [&](const SequenceGroup* group) {
+    return group->is_partial_ && !lacks_quota(*group);
+  };
+  return num_partial_ > 0 && std::ranges::any_of(running_, lacks_memory);
+}
 
 bool SchedulerCore::try_extend(SequenceGroup& group) {
   for (const auto& sequence : group.sequences_) {
