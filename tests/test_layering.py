@@ -39,6 +39,7 @@ PUBLIC_HEADERS = {
         "cpu_limits.h",
         "forward_batch.h",
         "kv_cache.h",
+        "linear_ops.h",
         "ops.h",
         "sampling_ops.h",
     ],

@@ -139,8 +139,9 @@ void Backend::norm(const NormParams& params) {
   do_norm(params);
 }
 
-void Backend::linear(const LinearParams& params) {
-  if (!has_rows("linear", "num_rows", params.num_rows)) return;
+namespace {
+
+void check_linear(const Backend& backend, const LinearParams& params) {
   require_positive("linear", "in_features", params.in_features);
   require_float("linear", "x", params.x_dtype);
   require_float("linear", "y", params.y_dtype);
@@ -164,12 +165,19 @@ void Backend::linear(const LinearParams& params) {
                     params.y_stride);
   require_data("linear", "x", params.x);
   require_data("linear", "y", params.y);
-  do_linear(params);
+  const bool begins = params.norm.weight != nullptr;
+  if (!begins && params.x_squares == nullptr) return;
+  PAGEDCORE_REQUIRE(backend.splits_norm(params),
+                    "linear: this op does not split norms with these parameters on ",
+                    backend.description());
+  if (!begins) return;
+  require_float("linear", "norm.weight", params.norm.weight_dtype);
+  require_data("linear", "norm.scaled", params.norm.scaled);
+  require_data("linear", "norm.squares", params.norm.squares);
 }
 
-void Backend::rope_and_cache(const RopeAndCacheParams& params) {
+void check_rope_and_cache(const RopeAndCacheParams& params) {
   const char* op = "rope_and_cache";
-  if (!has_rows(op, "num_tokens", params.num_tokens)) return;
   PAGEDCORE_REQUIRE(params.num_heads >= 0, op, ": num_heads must not be negative, got ",
                     params.num_heads);
   check_cache(op, params.cache, params.layer);
@@ -183,13 +191,43 @@ void Backend::rope_and_cache(const RopeAndCacheParams& params) {
   if (params.q_norm != nullptr || params.k_norm != nullptr) {
     require_float(op, "q_norm and k_norm", params.norm_dtype);
   }
-  if (params.cos_sin == nullptr) return do_rope_and_cache(params);
+  if (params.cos_sin == nullptr) return;
   require_data(op, "positions", params.positions);
   PAGEDCORE_REQUIRE(params.rotary_dim >= 2 && params.rotary_dim % 2 == 0 &&
                         params.rotary_dim <= params.cache.head_dim,
                     op, ": rotary_dim must be even and from 2 to head_dim ", params.cache.head_dim,
                     ", got ", params.rotary_dim);
+}
+
+}  // namespace
+
+void Backend::linear(const LinearParams& params) {
+  if (!has_rows("linear", "num_rows", params.num_rows)) return;
+  check_linear(*this, params);
+  do_linear(params);
+}
+
+void Backend::rope_and_cache(const RopeAndCacheParams& params) {
+  if (!has_rows("rope_and_cache", "num_tokens", params.num_tokens)) return;
+  check_rope_and_cache(params);
   do_rope_and_cache(params);
+}
+
+void Backend::linear_rope_and_cache(const LinearParams& qkv, const RopeAndCacheParams& rope) {
+  const char* op = "linear_rope_and_cache";
+  PAGEDCORE_REQUIRE(qkv.num_rows == rope.num_tokens, op, ": num_rows must be num_tokens ",
+                    rope.num_tokens, ", got ", qkv.num_rows);
+  if (!has_rows(op, "num_tokens", rope.num_tokens)) return;
+  check_linear(*this, qkv);
+  check_rope_and_cache(rope);
+  PAGEDCORE_REQUIRE(qkv.y == rope.qkv && qkv.y_dtype == rope.qkv_dtype, op,
+                    ": rope's qkv must be linear's y");
+  do_linear_rope_and_cache(qkv, rope);
+}
+
+void Backend::do_linear_rope_and_cache(const LinearParams& qkv, const RopeAndCacheParams& rope) {
+  do_linear(qkv);
+  do_rope_and_cache(rope);
 }
 
 void Backend::paged_attention(const ForwardBatch& batch, const PagedAttentionParams& params) {

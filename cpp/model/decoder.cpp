@@ -54,16 +54,24 @@ struct Decoder::Impl {
 
   void check(const ForwardBatch& batch, const KvCacheView& cache) const;
   void embed(const ForwardBatch& batch);
-  void attention(const ForwardBatch& batch, const KvCacheView& cache, std::int64_t layer);
-  void mlp(const ForwardBatch& batch, const LayerWeights& layer);
+  // A layer's halves: read the operand, and leave that of the next; `next`: the norm before what
+  // follows, null after the last layer.
+  void attention(const ForwardBatch& batch, const KvCacheView& cache, std::int64_t layer,
+                 const NormWeights* next);
+  void mlp(const ForwardBatch& batch, const LayerWeights& layer, const NormWeights* next);
   const float* logits(const std::int32_t* rows, std::int32_t num_rows);
 
   void norm(const NormWeights& weights, NormParams params);
   // The next linear's operand from the residual; normed unless norms come after the add.
   void read_residual(const NormWeights& weights, std::int64_t num_rows);
-  // Norms the residual in place where norms come after the add.
-  void finish_residual(const NormWeights& weights, std::int64_t num_rows);
-  void linear(const Matrices& matrices, LinearParams params);
+  // Adds the product of `wide` to the residual. Norms that in place by `after` where norms come
+  // after the add, and makes it the next linear's operand.
+  void add_to_residual(const Matrices& matrices, std::int64_t num_rows, const NormWeights& after,
+                       const NormWeights* next);
+  // `params` with the matrices' fields.
+  LinearParams with(const Matrices& matrices, LinearParams params) const;
+  // Those of a linear that reads the operand.
+  LinearParams of_operand(const Matrices& matrices, LinearParams params) const;
 
   template <typename T = void>
   T* at(std::int64_t offset) const {
@@ -80,6 +88,7 @@ struct Decoder::Impl {
   WorkspaceLayout layout;
   Buffer workspace;
   Buffer rope;
+  const float* operand_squares = nullptr;  // where the operand's norm is begun only
 };
 
 Decoder::Impl::Impl(const ModelConfig& model_config, Weights checkpoint, Backend& model_backend,
@@ -128,6 +137,7 @@ void Decoder::Impl::norm(const NormWeights& norm_weights, NormParams params) {
 }
 
 void Decoder::Impl::read_residual(const NormWeights& norm_weights, std::int64_t num_rows) {
+  operand_squares = nullptr;
   norm(config.norm_after ? NormWeights{} : norm_weights,
        {.kind = config.norm_after ? NormKind::kNone : config.norm,
         .num_rows = num_rows,
@@ -135,15 +145,7 @@ void Decoder::Impl::read_residual(const NormWeights& norm_weights, std::int64_t 
         .y_dtype = layout.dtypes.operand});
 }
 
-void Decoder::Impl::finish_residual(const NormWeights& norm_weights, std::int64_t num_rows) {
-  if (!config.norm_after) return;
-  norm(norm_weights, {.kind = config.norm,
-                      .num_rows = num_rows,
-                      .y = at(layout.residual),
-                      .y_dtype = layout.dtypes.residual});
-}
-
-void Decoder::Impl::linear(const Matrices& matrices, LinearParams params) {
+LinearParams Decoder::Impl::with(const Matrices& matrices, LinearParams params) const {
   params.in_features = matrices.in_features;
   params.x_stride = matrices.in_features;
   params.x_order = matrices.x_order;
@@ -152,7 +154,45 @@ void Decoder::Impl::linear(const Matrices& matrices, LinearParams params) {
   for (int i = 0; i < matrices.num_weights; ++i)
     params.y_stride += matrices.weights[i].out_features;
   if (params.epilogue == LinearEpilogue::kGated) params.y_stride /= 2;
-  backend.linear(params);
+  return params;
+}
+
+LinearParams Decoder::Impl::of_operand(const Matrices& matrices, LinearParams params) const {
+  params.x = at(layout.operand);
+  params.x_dtype = layout.dtypes.operand;
+  params.x_squares = operand_squares;
+  params.x_epsilon = config.norm_epsilon;
+  return with(matrices, params);
+}
+
+void Decoder::Impl::add_to_residual(const Matrices& matrices, std::int64_t num_rows,
+                                    const NormWeights& after, const NormWeights* next) {
+  LinearParams sum = with(matrices, {.num_rows = num_rows,
+                                     .x = at(layout.wide),
+                                     .x_dtype = layout.dtypes.operand,
+                                     .epilogue = LinearEpilogue::kAccumulate,
+                                     .y = at(layout.residual),
+                                     .y_dtype = layout.dtypes.residual});
+  const bool is_rms = config.norm == NormKind::kRms && !config.norm_after;
+  if (is_rms && next != nullptr && next->weight != nullptr && next->bias == nullptr) {
+    LinearParams split = sum;
+    split.norm = {.weight = next->weight,
+                  .weight_dtype = next->dtype,
+                  .scaled = at(layout.operand),
+                  .squares = at<float>(layout.squares)};
+    if (backend.splits_norm(split)) {
+      operand_squares = split.norm.squares;
+      return backend.linear(split);
+    }
+  }
+  backend.linear(sum);
+  if (config.norm_after) {
+    norm(after, {.kind = config.norm,
+                 .num_rows = num_rows,
+                 .y = at(layout.residual),
+                 .y_dtype = layout.dtypes.residual});
+  }
+  if (next != nullptr) read_residual(*next, num_rows);
 }
 
 void Decoder::Impl::embed(const ForwardBatch& batch) {
@@ -166,11 +206,11 @@ void Decoder::Impl::embed(const ForwardBatch& batch) {
                  .y = at(projects ? layout.operand : layout.residual),
                  .y_dtype = projects ? layout.dtypes.operand : layout.dtypes.residual});
   if (projects) {
-    linear(model.project_in, {.num_rows = batch.num_tokens,
-                              .x = at(layout.operand),
-                              .x_dtype = layout.dtypes.operand,
-                              .y = at(layout.residual),
-                              .y_dtype = layout.dtypes.residual});
+    backend.linear(with(model.project_in, {.num_rows = batch.num_tokens,
+                                           .x = at(layout.operand),
+                                           .x_dtype = layout.dtypes.operand,
+                                           .y = at(layout.residual),
+                                           .y_dtype = layout.dtypes.residual}));
   }
   if (config.position != PositionKind::kLearned) return;
   backend.embed({.num_tokens = batch.num_tokens,
@@ -186,30 +226,27 @@ void Decoder::Impl::embed(const ForwardBatch& batch) {
 }
 
 void Decoder::Impl::attention(const ForwardBatch& batch, const KvCacheView& cache,
-                              std::int64_t index) {
+                              std::int64_t index, const NormWeights* next) {
   const LayerWeights& layer = model.layers[index];
-  read_residual(layer.attention_norm, batch.num_tokens);
-  linear(layer.qkv, {.num_rows = batch.num_tokens,
-                     .x = at(layout.operand),
-                     .x_dtype = layout.dtypes.operand,
-                     .y = at(layout.wide),
-                     .y_dtype = layout.dtypes.qkv});
-  backend.rope_and_cache({.num_tokens = batch.num_tokens,
-                          .num_heads = config.num_heads,
-                          .qkv = at(layout.wide),
-                          .qkv_dtype = layout.dtypes.qkv,
-                          .positions = batch.positions,
-                          .slots = batch.slots,
-                          .cos_sin = rope.as<float>(),
-                          .rotary_dim = rope.data() == nullptr ? 0 : rotary_dim(config),
-                          .q_norm = layer.q_norm.weight,
-                          .k_norm = layer.k_norm.weight,
-                          .norm_dtype = layer.q_norm.dtype,
-                          .epsilon = config.norm_epsilon,
-                          .query = at(layout.query),
-                          .query_dtype = layout.dtypes.query,
-                          .cache = cache,
-                          .layer = index});
+  const LinearParams qkv = of_operand(
+      layer.qkv,
+      {.num_rows = batch.num_tokens, .y = at(layout.wide), .y_dtype = layout.dtypes.qkv});
+  backend.linear_rope_and_cache(qkv, {.num_tokens = batch.num_tokens,
+                                      .num_heads = config.num_heads,
+                                      .qkv = at(layout.wide),
+                                      .qkv_dtype = layout.dtypes.qkv,
+                                      .positions = batch.positions,
+                                      .slots = batch.slots,
+                                      .cos_sin = rope.as<float>(),
+                                      .rotary_dim = rope.data() == nullptr ? 0 : rotary_dim(config),
+                                      .q_norm = layer.q_norm.weight,
+                                      .k_norm = layer.k_norm.weight,
+                                      .norm_dtype = layer.q_norm.dtype,
+                                      .epsilon = config.norm_epsilon,
+                                      .query = at(layout.query),
+                                      .query_dtype = layout.dtypes.query,
+                                      .cache = cache,
+                                      .layer = index});
 
   float scale = config.attention_scale > 0 ? config.attention_scale
                                            : 1.0f / std::sqrt(static_cast<float>(config.head_dim));
@@ -223,33 +260,20 @@ void Decoder::Impl::attention(const ForwardBatch& batch, const KvCacheView& cach
                                   .scale = scale,
                                   .sliding_window = windowed ? config.sliding_window : 0,
                                   .softcap = config.attention_softcap,
-                                  .out = at(layout.operand),
+                                  .out = at(layout.wide),
                                   .out_dtype = layout.dtypes.operand});
-  linear(layer.attention_out, {.num_rows = batch.num_tokens,
-                               .x = at(layout.operand),
-                               .x_dtype = layout.dtypes.operand,
-                               .epilogue = LinearEpilogue::kAccumulate,
-                               .y = at(layout.residual),
-                               .y_dtype = layout.dtypes.residual});
-  finish_residual(layer.attention_norm, batch.num_tokens);
+  add_to_residual(layer.attention_out, batch.num_tokens, layer.attention_norm, next);
 }
 
-void Decoder::Impl::mlp(const ForwardBatch& batch, const LayerWeights& layer) {
-  read_residual(layer.mlp_norm, batch.num_tokens);
-  linear(layer.up, {.num_rows = batch.num_tokens,
-                    .x = at(layout.operand),
-                    .x_dtype = layout.dtypes.operand,
-                    .epilogue = config.gated_mlp ? LinearEpilogue::kGated : LinearEpilogue::kStore,
-                    .activation = config.activation,
-                    .y = at(layout.wide),
-                    .y_dtype = layout.dtypes.operand});
-  linear(layer.down, {.num_rows = batch.num_tokens,
-                      .x = at(layout.wide),
-                      .x_dtype = layout.dtypes.operand,
-                      .epilogue = LinearEpilogue::kAccumulate,
-                      .y = at(layout.residual),
-                      .y_dtype = layout.dtypes.residual});
-  finish_residual(layer.mlp_norm, batch.num_tokens);
+void Decoder::Impl::mlp(const ForwardBatch& batch, const LayerWeights& layer,
+                        const NormWeights* next) {
+  backend.linear(of_operand(
+      layer.up, {.num_rows = batch.num_tokens,
+                 .epilogue = config.gated_mlp ? LinearEpilogue::kGated : LinearEpilogue::kStore,
+                 .activation = config.activation,
+                 .y = at(layout.wide),
+                 .y_dtype = layout.dtypes.operand}));
+  add_to_residual(layer.down, batch.num_tokens, layer.mlp_norm, next);
 }
 
 const float* Decoder::Impl::logits(const std::int32_t* rows, std::int32_t num_rows) {
@@ -261,17 +285,17 @@ const float* Decoder::Impl::logits(const std::int32_t* rows, std::int32_t num_ro
                           .y = at(layout.last),
                           .y_dtype = last_dtype});
   if (projects) {
-    linear(model.project_out, {.num_rows = num_rows,
-                               .x = at(layout.last),
-                               .x_dtype = last_dtype,
-                               .y = at(layout.projected),
-                               .y_dtype = layout.head_operand});
+    backend.linear(with(model.project_out, {.num_rows = num_rows,
+                                            .x = at(layout.last),
+                                            .x_dtype = last_dtype,
+                                            .y = at(layout.projected),
+                                            .y_dtype = layout.head_operand}));
   }
-  linear(model.lm_head, {.num_rows = num_rows,
-                         .x = at(projects ? layout.projected : layout.last),
-                         .x_dtype = layout.head_operand,
-                         .y = at(layout.logits),
-                         .y_dtype = DType::kFloat32});
+  backend.linear(with(model.lm_head, {.num_rows = num_rows,
+                                      .x = at(projects ? layout.projected : layout.last),
+                                      .x_dtype = layout.head_operand,
+                                      .y = at(layout.logits),
+                                      .y_dtype = DType::kFloat32}));
   return at<float>(layout.logits);
 }
 
@@ -284,9 +308,12 @@ Decoder::~Decoder() = default;
 const float* Decoder::forward(const ForwardBatch& batch, const KvCacheView& cache) {
   impl_->check(batch, cache);
   impl_->embed(batch);
-  for (std::int64_t i = 0; i < impl_->config.num_layers; ++i) {
-    impl_->attention(batch, cache, i);
-    impl_->mlp(batch, impl_->model.layers[i]);
+  const std::vector<LayerWeights>& layers = impl_->model.layers;
+  impl_->read_residual(layers[0].attention_norm, batch.num_tokens);
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    const bool is_last = i + 1 == layers.size();
+    impl_->attention(batch, cache, static_cast<std::int64_t>(i), &layers[i].mlp_norm);
+    impl_->mlp(batch, layers[i], is_last ? nullptr : &layers[i + 1].attention_norm);
   }
   return impl_->logits(batch.logit_rows,
                        std::min(batch.num_logit_rows, impl_->limits.max_logit_rows));

@@ -30,12 +30,14 @@ WorkspaceLayout lay_out_workspace(const ModelConfig& config, const ModelWeights&
 
   layout.residual = take(limits.max_tokens, row_bytes(config.hidden_size, dtypes.residual));
   const std::int64_t operand_width =
-      std::max({config.hidden_size, q_size, projects ? config.embedding_size : 0});
+      std::max(config.hidden_size, projects ? config.embedding_size : 0);
   layout.operand = take(limits.max_tokens, row_bytes(operand_width, dtypes.operand));
+  const std::int64_t num_squares = (config.hidden_size + SplitNorm::kWidth - 1) / SplitNorm::kWidth;
+  layout.squares = take(limits.max_tokens, row_bytes(num_squares, DType::kFloat32));
   layout.query = take(limits.max_tokens, row_bytes(q_size, dtypes.query));
-  layout.wide =
-      take(limits.max_tokens, std::max(row_bytes(qkv_size, dtypes.qkv),
-                                       row_bytes(config.intermediate_size, dtypes.operand)));
+  layout.wide = take(limits.max_tokens,
+                     std::max({row_bytes(qkv_size, dtypes.qkv), row_bytes(q_size, dtypes.operand),
+                               row_bytes(config.intermediate_size, dtypes.operand)}));
   layout.last =
       take(limits.max_logit_rows,
            row_bytes(config.hidden_size, projects ? dtypes.operand : layout.head_operand));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "cuda/common/launch.h"
 #include "pagedcore/error.h"
@@ -151,14 +152,45 @@ void CudaBackend::do_norm(const NormParams& params) {
 }
 
 void CudaBackend::do_gated_activation(const GatedActivationParams& params) {
-  if (graphs_.admit(params)) launch_gated_activation(params, stream_);
+  if (graphs_.admit(params)) launch_gated_activation(params, {}, stream_);
 }
 
-void CudaBackend::do_rope_and_cache(const RopeAndCacheParams& params) {
+namespace {
+
+void check_rope_and_cache(const RopeAndCacheParams& params) {
   PAGEDCORE_REQUIRE(params.cache.dtype != DType::kInt8,
                     "the KV cache dtype on CUDA must be float32, float16, bfloat16 or fp8_e4m3, "
                     "got int8");
+}
+
+}  // namespace
+
+void CudaBackend::do_rope_and_cache(const RopeAndCacheParams& params) {
+  check_rope_and_cache(params);
   if (graphs_.admit(params)) launch_rope_and_cache(params, stream_);
+}
+
+void CudaBackend::do_linear_rope_and_cache(const LinearParams& qkv,
+                                           const RopeAndCacheParams& rope) {
+  if (choose_product(qkv) != Product::kSkinny || !skinny_linear_serves(qkv, rope)) {
+    do_linear(qkv);
+    return do_rope_and_cache(rope);
+  }
+  check_rope_and_cache(rope);
+  graphs_.admit(qkv);
+  if (graphs_.admit(rope)) launch_skinny_linear(qkv, &rope, stream_);
+}
+
+CudaBackend::Product CudaBackend::choose_product(const LinearParams& p) const {
+  if (p.norm.weight == nullptr && p.x_squares == nullptr && gemv_serves(p)) return Product::kGemv;
+  return properties_.major == 9 && skinny_linear_serves(p) ? Product::kSkinny : Product::kCublas;
+}
+
+bool CudaBackend::splits_norm(const LinearParams& p) const {
+  // Before it is ended, a row may be too large for float16.
+  if (p.x_dtype != DType::kBFloat16) return false;
+  if (p.norm.weight == nullptr) return p.epilogue != LinearEpilogue::kAccumulate;
+  return p.x_squares == nullptr && !gemv_serves(p) && choose_product(p) == Product::kSkinny;
 }
 
 void CudaBackend::matrix_products(const LinearParams& p, void* y, DType y_dtype,
@@ -199,34 +231,57 @@ void CudaBackend::do_linear(const LinearParams& p) {
                     "linear on CUDA: x must have the weights' dtype ",
                     dtype_name(p.weights[0].dtype), ", got ", dtype_name(p.x_dtype));
   if (!graphs_.admit(p)) return;
-  if (gemv_serves(p)) return launch_gemv(p, stream_);
-  if (properties_.major == 9 && skinny_linear_serves(p)) return launch_skinny_linear(p, stream_);
+  switch (choose_product(p)) {
+    case Product::kGemv:
+      return launch_gemv(p, stream_);
+    case Product::kSkinny:
+      return launch_skinny_linear(p, nullptr, stream_);
+    case Product::kCublas:
+      return linear_by_cublas(p);
+  }
+}
 
+void CudaBackend::linear_by_cublas(const LinearParams& p) {
   const bool gated = p.epilogue == LinearEpilogue::kGated;
+  const bool adds = p.epilogue == LinearEpilogue::kAccumulate;
+  const bool ends_norm = p.x_squares != nullptr;
+  BiasActivationParams part{.num_rows = p.num_rows, .y_dtype = p.y_dtype, .y_stride = p.y_stride};
   void* y = p.y;
-  std::int64_t y_stride = p.y_stride;
   if (gated) {
     PAGEDCORE_CHECK(p.y_stride == p.weights[0].out_features, p.y_stride);
-    y_stride = 2 * p.weights[0].out_features;
-    y = gate_up_.reserve(p.num_rows * y_stride * dtype_bits(p.y_dtype) / 8);
+    part.y_stride = 2 * p.weights[0].out_features;
+    y = gate_up_.reserve(p.num_rows * part.y_stride * dtype_bits(p.y_dtype) / 8);
   }
-  // A bias goes in first and the product is added to it, which rounds once as an epilogue would.
-  bool any_bias = false;
-  for (int i = 0; i < p.num_weights; ++i) any_bias = any_bias || p.weights[i].bias != nullptr;
-  const bool adds = p.epilogue == LinearEpilogue::kAccumulate;
-  BiasActivationParams part{.num_rows = p.num_rows, .y_dtype = p.y_dtype, .y_stride = y_stride};
   std::int64_t width = 0;
+  bool any_bias = false;
   for (int i = 0; i < p.num_weights; ++i) {
-    const LinearWeight& weight = p.weights[i];
-    part.y = static_cast<char*>(y) + width * dtype_bits(p.y_dtype) / 8;
-    part.width = weight.out_features;
-    part.bias = weight.bias;
-    part.bias_dtype = weight.bias_dtype;
-    part.keep_y = adds;
-    if (any_bias && !(adds && weight.bias == nullptr)) launch_bias_activation(part, stream_);
-    width += weight.out_features;
+    width += p.weights[i].out_features;
+    any_bias = any_bias || p.weights[i].bias != nullptr;
   }
-  matrix_products(p, y, p.y_dtype, y_stride, adds || any_bias);
+  const auto add_biases = [&](bool every_weight) {
+    std::int64_t column = 0;
+    for (int i = 0; i < p.num_weights; ++i) {
+      const LinearWeight& weight = p.weights[i];
+      part.y = static_cast<char*>(y) + column * dtype_bits(p.y_dtype) / 8;
+      part.width = weight.out_features;
+      part.bias = weight.bias;
+      part.bias_dtype = weight.bias_dtype;
+      if (every_weight || weight.bias != nullptr) launch_bias_activation(part, stream_);
+      column += weight.out_features;
+    }
+  };
+  RowSquares squares{p.x_squares, p.in_features, p.x_epsilon};
+  // A bias goes in first and the product is added to it, which rounds once as an epilogue would;
+  // but not before the product is multiplied by what ends a norm.
+  part.keep_y = adds;
+  if (any_bias && !ends_norm) add_biases(!adds);
+  matrix_products(p, y, p.y_dtype, part.y_stride, adds || (any_bias && !ends_norm));
+  part.keep_y = true;
+  if (ends_norm && (any_bias || !gated)) {
+    part.squares = std::exchange(squares, {});
+    add_biases(true);
+    part.squares = {};
+  }
   if (gated) {
     launch_gated_activation({.num_rows = p.num_rows,
                              .width = p.weights[0].out_features,
@@ -235,15 +290,10 @@ void CudaBackend::do_linear(const LinearParams& p) {
                              .activation = p.activation,
                              .y = p.y,
                              .y_dtype = p.y_dtype},
-                            stream_);
+                            squares, stream_);
   } else if (p.activation != Activation::kNone) {
-    launch_bias_activation({.num_rows = p.num_rows,
-                            .width = width,
-                            .y = y,
-                            .y_dtype = p.y_dtype,
-                            .y_stride = y_stride,
-                            .activation = p.activation},
-                           stream_);
+    part.y = y, part.width = width, part.bias = nullptr, part.activation = p.activation;
+    launch_bias_activation(part, stream_);
   }
 }
 

@@ -23,6 +23,7 @@ class CudaBackend final : public Backend {
   std::string description() const override;
   bool is_host() const override { return false; }
   ActivationDTypes activation_dtypes(DType weights) const override;
+  bool splits_norm(const LinearParams& params) const override;
   void upload(void* dst, const void* host_src, std::int64_t bytes) override;
   void download(void* host_dst, const void* src, std::int64_t bytes) override;
   void synchronize() override;
@@ -44,6 +45,7 @@ class CudaBackend final : public Backend {
   void do_norm(const NormParams& params) override;
   void do_linear(const LinearParams& params) override;
   void do_rope_and_cache(const RopeAndCacheParams& params) override;
+  void do_linear_rope_and_cache(const LinearParams& qkv, const RopeAndCacheParams& rope) override;
   void do_paged_attention(const ForwardBatch& batch, const PagedAttentionParams& params) override;
   void do_gated_activation(const GatedActivationParams& params) override;
   void do_sample(const SampleParams& params) override;
@@ -54,6 +56,9 @@ class CudaBackend final : public Backend {
   void do_swap_in(const KvCacheView& cache, const void* host,
                   std::span<const BlockCopy> copies) override;
 
+  enum class Product { kGemv, kSkinny, kCublas };
+  Product choose_product(const LinearParams& params) const;
+  void linear_by_cublas(const LinearParams& params);
   // y[.., column ..] = x W^T, or added to it; weights that lie one behind the other at once.
   void matrix_products(const LinearParams& params, void* y, DType y_dtype, std::int64_t y_stride,
                        bool accumulate);

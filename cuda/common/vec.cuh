@@ -104,6 +104,14 @@ __device__ inline void store8(void* p, DType dtype, std::int64_t i, const float 
   *reinterpret_cast<uint4*>(static_cast<std::uint16_t*>(p) + i) = raw;
 }
 
+// As store8(), and to fp8.
+__device__ inline void store8_or_fp8(void* p, DType dtype, std::int64_t i, const float (&v)[kVec]) {
+  if (dtype != DType::kFp8E4M3) return store8(p, dtype, i, v);
+  const __nv_fp8x4_e4m3 low(make_float4(v[0], v[1], v[2], v[3]));
+  const __nv_fp8x4_e4m3 high(make_float4(v[4], v[5], v[6], v[7]));
+  *reinterpret_cast<uint2*>(static_cast<char*>(p) + i) = make_uint2(low.__x, high.__x);
+}
+
 // Elements [i, i + kVec) of a row of `width`; `vec` says that the row allows vector accesses.
 __device__ inline void load_row(const void* p, DType dtype, std::int64_t row, std::int64_t width,
                                 std::int64_t i, bool vec, float (&v)[kVec]) {

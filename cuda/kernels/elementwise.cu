@@ -1,4 +1,5 @@
 #include "cuda/common/launch.cuh"
+#include "cuda/common/row_factor.cuh"
 #include "cuda/common/vec.cuh"
 #include "cuda/kernels/kernels.h"
 
@@ -27,7 +28,8 @@ __global__ void embed_kernel(const __grid_constant__ EmbedParams p, bool vec) {
 }
 
 // One thread a vector: y = activation(gate) * up.
-__global__ void gated_activation_kernel(const __grid_constant__ GatedActivationParams p, bool vec) {
+__global__ void gated_activation_kernel(const __grid_constant__ GatedActivationParams p,
+                                        const __grid_constant__ RowSquares squares, bool vec) {
   allow_next();
   await_inputs();
   const std::int64_t row = blockIdx.x;
@@ -36,8 +38,11 @@ __global__ void gated_activation_kernel(const __grid_constant__ GatedActivationP
   float gate[kVec], up[kVec];
   load_row(p.gate_up, p.dtype, 2 * row, p.width, column, vec, gate);
   load_row(p.gate_up, p.dtype, 2 * row + 1, p.width, column, vec, up);
+  const float factor = row_factor(squares, row);
 #pragma unroll
-  for (int j = 0; j < kVec; ++j) gate[j] = activate(p.activation, gate[j]) * up[j];
+  for (int j = 0; j < kVec; ++j) {
+    gate[j] = activate(p.activation, gate[j] * factor) * (up[j] * factor);
+  }
   store_row(p.y, p.y_dtype, row, p.width, column, vec, gate);
 }
 
@@ -48,7 +53,7 @@ __global__ void bias_activation_kernel(const __grid_constant__ BiasActivationPar
   const std::int64_t column = std::int64_t{blockIdx.y} * kThreads + threadIdx.x;
   if (column >= p.width) return;
   const std::int64_t i = blockIdx.x * p.y_stride + column;
-  float v = p.keep_y ? load1(p.y, p.y_dtype, i) : 0.0f;
+  float v = p.keep_y ? load1(p.y, p.y_dtype, i) * row_factor(p.squares, blockIdx.x) : 0.0f;
   if (p.bias != nullptr) v += load1(p.bias, p.bias_dtype, column);
   store1(p.y, p.y_dtype, i, activate(p.activation, v));
 }
@@ -152,10 +157,11 @@ void launch_embed(const EmbedParams& p, cudaStream_t stream) {
                    stream, p, vec);
 }
 
-void launch_gated_activation(const GatedActivationParams& p, cudaStream_t stream) {
+void launch_gated_activation(const GatedActivationParams& p, const RowSquares& squares,
+                             cudaStream_t stream) {
   const bool vec = rows_allow_vectors(p.gate_up, p.width) && rows_allow_vectors(p.y, p.width);
   launch_dependent(gated_activation_kernel, grid_of(p.num_rows, p.width, kThreads * kVec), kThreads,
-                   0, stream, p, vec);
+                   0, stream, p, squares, vec);
 }
 
 void launch_bias_activation(const BiasActivationParams& p, cudaStream_t stream) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cuda/common/plan.h"
+#include "cuda/common/row_squares.h"
 #include "pagedcore/ops.h"
 #include "pagedcore/types.h"
 
@@ -14,10 +15,12 @@ namespace pagedcore::cuda {
 
 void launch_embed(const EmbedParams& p, cudaStream_t stream);
 void launch_norm(const NormParams& p, cudaStream_t stream);
-void launch_gated_activation(const GatedActivationParams& p, cudaStream_t stream);
+// Gate and up are first multiplied by what ends the norm of the rows that they are products of.
+void launch_gated_activation(const GatedActivationParams& p, const RowSquares& squares,
+                             cudaStream_t stream);
 void launch_rope_and_cache(const RopeAndCacheParams& p, cudaStream_t stream);
 
-// y = activation(y + bias), or y = bias; rows y_stride apart.
+// y = activation(y * what ends a norm + bias), or y = bias; rows y_stride apart.
 struct BiasActivationParams {
   std::int64_t num_rows = 0;
   std::int64_t width = 0;
@@ -27,6 +30,7 @@ struct BiasActivationParams {
   const void* bias = nullptr;  // [width]
   DType bias_dtype = DType::kFloat32;
   bool keep_y = true;  // false: y is not read
+  RowSquares squares = {};
   Activation activation = Activation::kNone;
 };
 void launch_bias_activation(const BiasActivationParams& p, cudaStream_t stream);
@@ -35,10 +39,13 @@ void launch_bias_activation(const BiasActivationParams& p, cudaStream_t stream);
 bool gemv_serves(const LinearParams& p);
 void launch_gemv(const LinearParams& p, cudaStream_t stream);
 
-// Whether launch_skinny_linear serves these parameters, on Hopper: few rows of few inputs, 16-bit,
-// everything in whole vectors.
+// Whether launch_skinny_linear serves these parameters, on Hopper: few rows, 16-bit, everything in
+// whole vectors.
 bool skinny_linear_serves(const LinearParams& p);
-void launch_skinny_linear(const LinearParams& p, cudaStream_t stream);
+// Whether it does rope_and_cache of y in place of storing it too.
+bool skinny_linear_serves(const LinearParams& p, const RopeAndCacheParams& rope);
+void launch_skinny_linear(const LinearParams& p, const RopeAndCacheParams* rope,
+                          cudaStream_t stream);
 
 void launch_copy_blocks(const KvCacheView& cache, const BlockCopy* copies, std::int64_t num_copies,
                         cudaStream_t stream);

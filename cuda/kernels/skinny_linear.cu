@@ -7,10 +7,7 @@
 namespace pagedcore::cuda {
 namespace {
 
-// Beyond, cuBLASLt is as fast or faster, see README.md: many rows make x as large a load as the
-// weights, and of a large product little is lost where the next kernel does not start early.
-constexpr std::int64_t kMaxRows = 32;
-constexpr std::int64_t kMaxWeights = std::int64_t{1} << 25;
+constexpr std::int64_t kMaxRows = 32;  // many rows make x as large a load as the weights
 
 template <typename T, int kTokens>
 __global__ void __launch_bounds__(SkinnyLinear<T, kTokens>::kThreads)
@@ -43,21 +40,40 @@ bool is_aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16
 }  // namespace
 
 bool skinny_linear_serves(const LinearParams& p) {
-  bool serves = p.num_rows <= kMaxRows && p.in_features % 8 == 0 && p.x_stride % 8 == 0 &&
-                p.y_stride % 8 == 0 && is_aligned(p.x) && is_aligned(p.y) &&
+  const bool adds = p.epilogue == LinearEpilogue::kAccumulate;
+  bool serves = p.num_rows <= kMaxRows && (!adds || p.y_dtype == DType::kFloat32) &&
+                p.in_features % 8 == 0 && p.x_stride % 8 == 0 && p.y_stride % 8 == 0 &&
+                is_aligned(p.x) && is_aligned(p.y) &&
                 (p.x_dtype == DType::kBFloat16 || p.x_dtype == DType::kFloat16);
-  std::int64_t outputs = 0;
   for (int i = 0; i < p.num_weights; ++i) {
     const LinearWeight& w = p.weights[i];
-    outputs += w.out_features;
     serves = serves && w.dtype == p.x_dtype && w.layout == WeightLayout::kOutIn &&
              w.out_features % 8 == 0 && is_aligned(w.data) && is_aligned(w.bias);
   }
-  return serves && outputs * p.in_features <= kMaxWeights;
+  if (p.norm.weight != nullptr) {
+    serves = serves && p.num_weights == 1 && adds && is_aligned(p.norm.weight) &&
+             is_aligned(p.norm.scaled);
+  }
+  return serves;
 }
 
-void launch_skinny_linear(const LinearParams& p, cudaStream_t stream) {
-  SkinnyLinearArgs args{.op = p};
+bool skinny_linear_serves(const LinearParams& p, const RopeAndCacheParams& rope) {
+  const std::int64_t head_dim = rope.cache.head_dim;
+  bool serves = skinny_linear_serves(p) && p.epilogue == LinearEpilogue::kStore &&
+                p.activation == Activation::kNone && head_dim >= 16 && 128 % head_dim == 0 &&
+                is_aligned(rope.query) && is_aligned(rope.cache.data) && is_aligned(rope.q_norm) &&
+                is_aligned(rope.k_norm) && is_aligned(rope.cos_sin);
+  if (rope.cos_sin != nullptr) serves = serves && rope.rotary_dim % 16 == 0;
+  for (int i = 0; i < p.num_weights; ++i) {
+    serves = serves && p.weights[i].out_features % head_dim == 0;
+  }
+  return serves;
+}
+
+void launch_skinny_linear(const LinearParams& p, const RopeAndCacheParams* rope,
+                          cudaStream_t stream) {
+  SkinnyLinearArgs args{.op = p, .rotates = rope != nullptr};
+  if (rope != nullptr) args.rope = *rope;
   const bool gated = p.epilogue == LinearEpilogue::kGated;
   std::int64_t blocks = 0;
   for (int i = 0; i < p.num_weights; ++i) {
@@ -65,11 +81,11 @@ void launch_skinny_linear(const LinearParams& p, cudaStream_t stream) {
     args.weights[i] = describe_matrix(w.data, w.out_features, p.in_features, p.in_features, 64);
     if (!gated || i == 0) blocks += ceil_div(w.out_features, gated ? 64 : 128);
   }
-  // More slices until there is work for most processors; two blocks of gates and ups share one.
-  constexpr std::int64_t kEnoughBlocks = 96;
+  // More slices until most processors have work, some of them that of two thread blocks.
+  constexpr std::int64_t kEnoughBlocks = 192;
   const std::int64_t stages = ceil_div(p.in_features, 64);
   while (args.num_slices < 8 && 4 * args.num_slices <= stages &&
-         blocks * args.num_slices < (gated ? 2 : 1) * kEnoughBlocks) {
+         blocks * args.num_slices < kEnoughBlocks) {
     args.num_slices *= 2;
   }
   p.x_dtype == DType::kBFloat16 ? launch<__nv_bfloat16>(args, blocks, stream)

@@ -68,6 +68,16 @@ __device__ inline void copy_box(std::uint32_t dst, const CUtensorMap& map, int c
       : "memory");
 }
 
+// Copies neighbouring bytes, a multiple of 16, to shared memory; the barrier counts them.
+__device__ inline void copy_bytes(std::uint32_t dst, const void* src, int bytes,
+                                  std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(dst),
+      "l"(src), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
 // Arrives, and has the barrier wait for `bytes` of copies too.
 __device__ inline void barrier_arrive_expecting(std::uint32_t barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)

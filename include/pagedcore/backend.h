@@ -89,7 +89,12 @@ class PAGEDCORE_API Backend {
   void embed(const EmbedParams& params);
   void norm(const NormParams& params);
   void linear(const LinearParams& params);
+  // Whether linear() begins or ends a split norm with these parameters, which hold one.
+  virtual bool splits_norm(const LinearParams&) const { return false; }
   void rope_and_cache(const RopeAndCacheParams& params);
+  // linear(qkv), then rope_and_cache(rope), whose qkv is linear's y. What y then holds is
+  // undefined.
+  void linear_rope_and_cache(const LinearParams& qkv, const RopeAndCacheParams& rope);
   void paged_attention(const ForwardBatch& batch, const PagedAttentionParams& params);
   void gated_activation(const GatedActivationParams& params);
   void sample(const SampleParams& params);
@@ -117,6 +122,7 @@ class PAGEDCORE_API Backend {
   virtual void do_norm(const NormParams& params) = 0;
   virtual void do_linear(const LinearParams& params) = 0;
   virtual void do_rope_and_cache(const RopeAndCacheParams& params) = 0;
+  virtual void do_linear_rope_and_cache(const LinearParams& qkv, const RopeAndCacheParams& rope);
   virtual void do_paged_attention(const ForwardBatch& batch,
                                   const PagedAttentionParams& params) = 0;
   virtual void do_gated_activation(const GatedActivationParams& params) = 0;

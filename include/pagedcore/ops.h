@@ -1,11 +1,11 @@
 #pragma once
 
-#include <array>
 #include <cstdint>
 
 #include "pagedcore/dtype.h"
 #include "pagedcore/forward_batch.h"
 #include "pagedcore/kv_cache.h"
+#include "pagedcore/linear_ops.h"
 
 namespace pagedcore {
 
@@ -13,8 +13,6 @@ namespace pagedcore {
 // are borrowed for the call; strides are in elements; null means absent. Sums are in float32.
 
 enum class NormKind : std::int8_t { kRms, kLayer, kNone };  // kNone: y = x, converted to y_dtype
-enum class Activation : std::int8_t { kNone, kSilu, kGelu, kGeluTanh, kRelu };
-enum class WeightLayout : std::int8_t { kOutIn, kInOut };  // kInOut: GPT-2's Conv1D
 
 // y[i] = table[ids[i] + id_offset], or added to y[i].
 struct EmbedParams {
@@ -49,51 +47,6 @@ struct NormParams {
   DType y_dtype = DType::kFloat32;
 
   friend bool operator==(const NormParams&, const NormParams&) = default;
-};
-
-// One weight matrix of a linear op, used in place.
-struct LinearWeight {
-  const void* data = nullptr;  // [out_features, in_features], or its transpose for kInOut
-  DType dtype = DType::kFloat32;
-  WeightLayout layout = WeightLayout::kOutIn;
-  std::int64_t out_features = 0;
-  const void* bias = nullptr;  // [out_features]
-  DType bias_dtype = DType::kFloat32;
-  // Quantised: value = (stored - zero_point) * scale, where stored is signed; kInt4: of each byte
-  // the low four bits come first and are stored + 8. One scale a group of group_size inputs, a
-  // power of two from 32 to 1024 that divides in_features.
-  const float* scales = nullptr;             // [in_features / group_size, out_features]
-  const std::int8_t* zero_points = nullptr;  // same shape; null: all 0
-  std::int64_t group_size = 0;
-
-  friend bool operator==(const LinearWeight&, const LinearWeight&) = default;
-};
-
-enum class LinearEpilogue : std::int8_t {
-  kStore,       // y = activation(x W^T + bias)
-  kAccumulate,  // y += x W^T + bias
-  kGated,       // weights are gate and up: y = activation(x G^T + bias) * (x U^T + bias)
-};
-
-// One to three weights of one dtype read the same x; their outputs lie side by side in y.
-// Each output's sum runs over in_features in one order, whatever num_rows is.
-struct LinearParams {
-  std::int64_t num_rows = 0;
-  std::int64_t in_features = 0;
-  const void* x = nullptr;  // [num_rows, in_features], rows x_stride apart
-  DType x_dtype = DType::kFloat32;
-  std::int64_t x_stride = 0;
-  // [in_features]: input i of quantised weights is x[x_order[i]]; null: x[i].
-  const std::int32_t* x_order = nullptr;
-  int num_weights = 1;
-  std::array<LinearWeight, 3> weights = {};
-  LinearEpilogue epilogue = LinearEpilogue::kStore;
-  Activation activation = Activation::kNone;
-  void* y = nullptr;  // [num_rows, sum of out_features] (kGated: out_features), rows y_stride apart
-  DType y_dtype = DType::kFloat32;
-  std::int64_t y_stride = 0;
-
-  friend bool operator==(const LinearParams&, const LinearParams&) = default;
 };
 
 // Per-head RMS norm of q and k (Qwen3), rotary embedding, and the write of k and v into the cache.

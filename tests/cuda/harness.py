@@ -193,7 +193,16 @@ class Ops:
         )
 
     def linear_ints(
-        self, x, weights, y, biases=None, epilogue="store", activation="none", in_out=False
+        self,
+        x,
+        weights,
+        y,
+        biases=None,
+        epilogue="store",
+        activation="none",
+        in_out=False,
+        norm=(None, None, None),  # weight, scaled and squares of the split norm of y
+        x_squares=None,
     ):
         ints = [
             x.shape[0],
@@ -211,12 +220,22 @@ class Ops:
         for w, b in zip(weights, biases or [None] * len(weights), strict=True):
             out = w.shape[1] if in_out else w.shape[0]
             ints += [address(w), kind(w), int(in_out), out, address(b), kind(b)]
-        return ints
+        weight, scaled, squares = norm
+        return [*ints, address(weight), kind(weight), *map(address, (scaled, squares, x_squares))]
 
-    def linear(self, *args, **kwargs):
-        self.call("linear", self.linear_ints(*args, **kwargs))
+    def linear(self, *args, x_epsilon=1e-5, **kwargs):
+        self.call("linear", self.linear_ints(*args, **kwargs), [x_epsilon])
 
-    def rope_and_cache(
+    def rope_and_cache(self, *args, **kwargs):
+        self.call("rope_and_cache", *self.rope_and_cache_args(*args, **kwargs))
+
+    def linear_rope_and_cache(self, linear, *args, x_epsilon=1e-5, **kwargs):
+        """`linear`: what linear_ints() gave; the rest as for rope_and_cache()."""
+        ints, floats = self.rope_and_cache_args(*args, **kwargs)
+        has_squares = linear[-1] != 0
+        self.call("linear_rope_and_cache", linear + ints, [x_epsilon] * has_squares + floats)
+
+    def rope_and_cache_args(
         self,
         qkv,
         positions,
@@ -230,27 +249,24 @@ class Ops:
         k_norm=None,
         epsilon=1e-6,
     ):
-        self.call(
-            "rope_and_cache",
-            [
-                qkv.shape[0],
-                query.shape[1],
-                address(qkv),
-                kind(qkv),
-                address(positions),
-                address(slots),
-                address(cos_sin),
-                rotary_dim,
-                address(q_norm),
-                address(k_norm),
-                kind(q_norm),
-                address(query),
-                kind(query),
-                layer,
-                *cache.ints(),
-            ],
-            [epsilon, *cache.floats()],
-        )
+        ints = [
+            qkv.shape[0],
+            query.shape[1],
+            address(qkv),
+            kind(qkv),
+            address(positions),
+            address(slots),
+            address(cos_sin),
+            rotary_dim,
+            address(q_norm),
+            address(k_norm),
+            kind(q_norm),
+            address(query),
+            kind(query),
+            layer,
+            *cache.ints(),
+        ]
+        return ints, [epsilon, *cache.floats()]
 
     def stage(self, batch: Batch):
         ints = batch.ints()

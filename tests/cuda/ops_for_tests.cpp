@@ -69,7 +69,7 @@ void norm(Handle& h, Reader& r) {
   h.backend->norm(p);
 }
 
-void linear(Handle& h, Reader& r) {
+LinearParams read_linear(Reader& r) {
   LinearParams p;
   p.num_rows = r.i(), p.in_features = r.i();
   p.x = r.p(), p.x_dtype = r.e<DType>(), p.x_stride = r.i();
@@ -80,15 +80,21 @@ void linear(Handle& h, Reader& r) {
     w.data = r.p(), w.dtype = r.e<DType>(), w.layout = r.e<WeightLayout>();
     w.out_features = r.i(), w.bias = r.p(), w.bias_dtype = r.e<DType>();
   }
-  h.backend->linear(p);
+  p.norm.weight = r.p(), p.norm.weight_dtype = r.e<DType>();
+  p.norm.scaled = r.p(), p.norm.squares = r.p<float>();
+  p.x_squares = r.p<float>();
+  if (p.x_squares != nullptr) p.x_epsilon = r.f();
+  return p;
 }
+
+void linear(Handle& h, Reader& r) { h.backend->linear(read_linear(r)); }
 
 // Several, one behind the other: the first number is how many.
 void linears(Handle& h, Reader& r) {
   for (std::int64_t n = r.i(); n > 0; --n) linear(h, r);
 }
 
-void rope_and_cache(Handle& h, Reader& r) {
+RopeAndCacheParams read_rope_and_cache(Reader& r) {
   RopeAndCacheParams p;
   p.num_tokens = r.i(), p.num_heads = r.i(), p.qkv = r.p(), p.qkv_dtype = r.e<DType>();
   p.positions = r.p<std::int32_t>(), p.slots = r.p<std::int64_t>();
@@ -97,7 +103,14 @@ void rope_and_cache(Handle& h, Reader& r) {
   p.query = r.p(), p.query_dtype = r.e<DType>(), p.layer = r.i();
   p.epsilon = r.f();
   p.cache = read_cache(r);
-  h.backend->rope_and_cache(p);
+  return p;
+}
+
+void rope_and_cache(Handle& h, Reader& r) { h.backend->rope_and_cache(read_rope_and_cache(r)); }
+
+void linear_rope_and_cache(Handle& h, Reader& r) {
+  const LinearParams qkv = read_linear(r);
+  h.backend->linear_rope_and_cache(qkv, read_rope_and_cache(r));
 }
 
 void paged_attention(Handle& h, Reader& r) {
@@ -188,6 +201,7 @@ Op find_op(std::string_view name) {
   if (name == "linear") return linear;
   if (name == "linears") return linears;
   if (name == "rope_and_cache") return rope_and_cache;
+  if (name == "linear_rope_and_cache") return linear_rope_and_cache;
   if (name == "paged_attention") return paged_attention;
   if (name == "gated_activation") return gated_activation;
   if (name == "reserve_steps") return reserve_steps;

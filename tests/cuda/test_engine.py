@@ -49,8 +49,9 @@ def test_float32_models_give_the_cpus_greedy_tokens(case):
 
 @pytest.mark.parametrize("case", ["llama_grouped_queries", "qwen3", "gpt2"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_16_bit_models_stay_near_the_cpu(case, dtype):
-    cuda, prompts = make(case, "cuda", dtype)
+@pytest.mark.parametrize("tokens_a_step", [50, 20])  # 20: few rows, see skinny_linear
+def test_16_bit_models_stay_near_the_cpu(case, dtype, tokens_a_step):
+    cuda, prompts = make(case, "cuda", dtype, max_num_batched_tokens=tokens_a_step)
     cpu, _ = make(case, "cpu", dtype)
     params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, ignore_eos=True)
     for a, b in zip(

@@ -66,6 +66,8 @@ SHAPES = [
     (576, [576, 192, 192]),
     (2048, [512, 1000]),
     (64, [50]),
+    (64, [56]),
+    (256, [12800, 72]),
     (200, [72, 130]),
     (1024, [4096, 4096]),
 ]
@@ -132,6 +134,63 @@ def test_linear_gives_float32_logits_of_16_bit_weights(ops, rows):
     assert relative_error(y, x.double() @ w.double().T) < 2e-6
 
 
+class Heads:
+    """What rope_and_cache reads beside qkv and writes, and its float64 reference."""
+
+    heads, kv_heads, size = 6, 2, 16
+
+    def __init__(self, tokens, head_dim, dtype, cache_dtype, rotary, qk_norm):
+        self.dtype, self.cache_dtype, self.head_dim = dtype, cache_dtype, head_dim
+        self.rotary_dim = int(head_dim * rotary) // 2 * 2
+        self.positions = torch.randint(0, 500, (tokens,), device="cuda", dtype=torch.int32)
+        self.slots = torch.randperm(5 * self.size, device="cuda")[:tokens].to(torch.int64)
+        if tokens > 1:
+            self.slots[tokens // 3] = -1
+        angles = torch.rand(500, max(1, self.rotary_dim // 2), device="cuda") * 6
+        turns = torch.cat([angles.cos(), angles.sin()], 1).contiguous()
+        self.cos_sin = turns if self.rotary_dim else None
+        self.norms = [randn(head_dim, dtype=dtype, seed=s) if qk_norm else None for s in (3, 4)]
+        data = torch.full((5, 3, 2, self.kv_heads, self.size, head_dim), 7.0, device="cuda")
+        scales = (0.5, 2.0) if cache_dtype == "fp8_e4m3" else (1.0, 1.0)
+        self.cache = Cache(data.to(TORCH[cache_dtype]), *scales)
+        self.query = poisoned(tokens, self.heads, head_dim, dtype=dtype)
+
+    def args(self):
+        return (
+            *(self.positions, self.slots, self.query, self.cache, 1),
+            *(self.cos_sin, self.rotary_dim, *self.norms),
+        )
+
+    def turn(self, y, weight):
+        if weight is not None:
+            y = y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double()
+        if not self.rotary_dim:
+            return y
+        half = self.rotary_dim // 2
+        c, s = self.cos_sin.double()[self.positions.long()][:, None].split(half, -1)
+        a, b, rest = y[..., :half], y[..., half : 2 * half], y[..., 2 * half :]
+        return torch.cat([a * c - b * s, b * c + a * s, rest], -1)
+
+    def check(self, qkv):
+        """`qkv`: [tokens, (heads + 2 * kv_heads) * head_dim] float64."""
+        x = qkv.view(qkv.shape[0], -1, self.head_dim)
+        q, k, v = x.split([self.heads, self.kv_heads, self.kv_heads], 1)
+        assert relative_error(self.query, self.turn(q, self.norms[0])) < LIMIT[self.dtype]
+        data, slots = self.cache.data.to(torch.float32), 5 * self.size
+        stored = data.double()[:, 1].permute(1, 0, 3, 2, 4)
+        stored = stored.reshape(2, slots, self.kv_heads, self.head_dim)
+        keep = self.slots >= 0
+        at = self.slots[keep]
+        limit = {"fp8_e4m3": 4e-2}.get(self.cache_dtype) or LIMIT[self.cache_dtype]
+        keys, values = stored[0][at] * self.cache.k_scale, stored[1][at] * self.cache.v_scale
+        assert relative_error(keys, self.turn(k, self.norms[1])[keep]) < limit
+        assert relative_error(values, v[keep]) < limit
+        untouched = torch.ones(slots, dtype=torch.bool, device="cuda")
+        untouched[at] = False
+        assert (stored[:, untouched] == 7).all()
+        assert (data[:, [0, 2]] == 7).all()
+
+
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
 @pytest.mark.parametrize(
     ("dtype", "cache_dtype"),
@@ -145,52 +204,34 @@ def test_linear_gives_float32_logits_of_16_bit_weights(ops, rows):
 @pytest.mark.parametrize("rotary", [1.0, 0.5, 0.3, 0.0])
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_rope_and_cache_rotates_and_stores(ops, head_dim, dtype, cache_dtype, rotary, qk_norm):
-    tokens, heads, kv_heads, size = 13, 6, 2, 16
-    qkv = randn(tokens, (heads + 2 * kv_heads) * head_dim, dtype=dtype)
-    rotary_dim = int(head_dim * rotary) // 2 * 2
-    positions = torch.randint(0, 500, (tokens,), device="cuda", dtype=torch.int32)
-    slots = torch.randperm(5 * size, device="cuda")[:tokens].to(torch.int64)
-    slots[4] = -1
-    angles = torch.rand(500, max(1, rotary_dim // 2), device="cuda") * 6
-    cos_sin = torch.cat([angles.cos(), angles.sin()], 1).contiguous() if rotary_dim else None
-    q_norm, k_norm = (
-        (randn(head_dim, dtype=dtype, seed=s) for s in (3, 4)) if qk_norm else (None, None)
-    )
-    data = torch.full((5, 3, 2, kv_heads, size, head_dim), 7.0, device="cuda").to(
-        TORCH[cache_dtype]
-    )
-    cache = Cache(data, 0.5, 2.0) if cache_dtype == "fp8_e4m3" else Cache(data)
-    query = poisoned(tokens, heads, head_dim, dtype=dtype)
-    ops.rope_and_cache(qkv, positions, slots, query, cache, 1, cos_sin, rotary_dim, q_norm, k_norm)
+    heads = Heads(13, head_dim, dtype, cache_dtype, rotary, qk_norm)
+    qkv = randn(13, (heads.heads + 2 * heads.kv_heads) * head_dim, dtype=dtype)
+    ops.rope_and_cache(qkv, *heads.args())
+    heads.check(qkv.double())
 
-    x = qkv.double().view(tokens, heads + 2 * kv_heads, head_dim)
-    q, k, v = x[:, :heads], x[:, heads : heads + kv_heads], x[:, heads + kv_heads :]
 
-    def turn(y, weight):
-        if weight is not None:
-            y = y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double()
-        if not rotary_dim:
-            return y
-        half = rotary_dim // 2
-        c, s = cos_sin.double()[positions.long()][:, None].split(half, -1)
-        a, b, rest = y[..., :half], y[..., half:rotary_dim], y[..., rotary_dim:]
-        return torch.cat([a * c - b * s, b * c + a * s, rest], -1)
-
-    assert relative_error(query, turn(q, q_norm)) < LIMIT[dtype]
-    stored = (
-        data.to(torch.float32)
-        .double()[:, 1]
-        .permute(1, 0, 3, 2, 4)
-        .reshape(2, 5 * size, kv_heads, head_dim)
-    )
-    keep = slots >= 0
-    limit = {"fp8_e4m3": 4e-2}.get(cache_dtype) or LIMIT[cache_dtype]
-    assert relative_error(stored[0][slots[keep]] * cache.k_scale, turn(k, k_norm)[keep]) < limit
-    assert relative_error(stored[1][slots[keep]] * cache.v_scale, v[keep]) < limit
-    untouched = torch.ones(5 * size, dtype=torch.bool, device="cuda")
-    untouched[slots[keep]] = False
-    assert (stored[:, untouched] == 7).all()
-    assert (data.to(torch.float32)[:, [0, 2]] == 7).all()
+@pytest.mark.parametrize("rows", [1, 4, 13, 32, 40])
+@pytest.mark.parametrize("head_dim", [64, 80, 128])
+@pytest.mark.parametrize(
+    ("dtype", "cache_dtype"),
+    [("bfloat16", "bfloat16"), ("bfloat16", "fp8_e4m3"), ("float16", "float16")],
+)
+@pytest.mark.parametrize("rotary", [1.0, 0.5, 0.0])
+@pytest.mark.parametrize("with_norm_and_bias", [False, True])
+def test_linear_rope_and_cache_equals_the_reference(
+    ops, rows, head_dim, dtype, cache_dtype, rotary, with_norm_and_bias
+):
+    heads = Heads(rows, head_dim, dtype, cache_dtype, rotary, with_norm_and_bias)
+    outs = [n * head_dim for n in (heads.heads, heads.kv_heads, heads.kv_heads)]
+    x = randn(rows, 1032, dtype=dtype)
+    weights = [randn(n, 1032, dtype=dtype, seed=i) / 32 for i, n in enumerate(outs)]
+    biases = [
+        randn(n, dtype=dtype, seed=i) if with_norm_and_bias else None for i, n in enumerate(outs)
+    ]
+    qkv = poisoned(rows, sum(outs), dtype=dtype)
+    ops.linear_rope_and_cache(ops.linear_ints(x, weights, qkv, biases), qkv, *heads.args())
+    products = x.double() @ torch.cat(weights).double().T
+    heads.check(products + (torch.cat(biases).double() if with_norm_and_bias else 0))
 
 
 @pytest.mark.parametrize("width", [20, 1536, 8192])
@@ -263,3 +304,95 @@ def test_a_row_gives_the_same_bytes_among_any_rows_of_its_class(ops):
             ops.linear(x, [w], whole)
             ops.linear(x[:low].contiguous(), [w], part)
             assert torch.equal(part, whole[:low]), (low, high, k, n)
+
+
+def needs_split_norms():
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("only Hopper's product of few rows splits norms")
+
+
+def split_norm(rows, width, dtype="bfloat16"):
+    """Weight, scaled and squares of a split norm of [rows, width]."""
+    weight = randn(width, dtype=dtype, seed=7) + 1
+    return weight, poisoned(rows, width, dtype=dtype), poisoned(rows, -(-width // 128))
+
+
+@pytest.mark.parametrize("rows", [3, 16, 17, 32])
+@pytest.mark.parametrize("width", [200, 1024, 4096])
+@pytest.mark.parametrize("reader", ["store", "gated", "odd", "odd and gated", "heads"])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_a_norm_that_two_products_split_equals_the_reference(ops, rows, width, reader, with_bias):
+    needs_split_norms()
+    x, w = randn(rows, 520, dtype="bfloat16"), randn(width, 520, dtype="bfloat16", seed=1) / 5
+    y = randn(rows, width, seed=2) * 100
+    norm = split_norm(rows, width)
+    expected = y.double() + x.double() @ w.double().T
+    ops.linear(x, [w], y, epilogue="accumulate", norm=norm)
+    assert relative_error(y, expected) < 2e-6
+    assert torch.equal(norm[1], (y * norm[0].float()).bfloat16())
+    padded = torch.nn.functional.pad(y.double(), (0, -width % 128)).view(rows, -1, 128)
+    assert relative_error(norm[2], padded.square().sum(-1)) < 1e-6
+
+    normed = y.double() / (y.double().square().mean(-1, keepdim=True) + 1e-3).sqrt()
+    normed *= norm[0].double()
+    outs = [72, 136] if "gated" not in reader else [136, 136]
+    if "odd" in reader:  # cuBLASLt's
+        outs = [n + 4 for n in outs]
+    heads = Heads(rows, 64, "bfloat16", "bfloat16", 1.0, False)
+    if reader == "heads":
+        outs = [6 * 64, 4 * 64]
+    weights = [randn(n, width, dtype="bfloat16", seed=i) for i, n in enumerate(outs)]
+    weights = [v / math.sqrt(width) for v in weights]
+    biases = [randn(n, dtype="bfloat16", seed=3) if with_bias else None for n in outs]
+    a, b = (
+        normed @ v.double().T + (c.double() if with_bias else 0)
+        for v, c in zip(weights, biases, strict=True)
+    )
+    ends = {"x_squares": norm[2], "x_epsilon": 1e-3}
+    if reader == "heads":
+        qkv = poisoned(rows, sum(outs), dtype="bfloat16")
+        linear = ops.linear_ints(norm[1], weights, qkv, biases, x_squares=norm[2])
+        ops.linear_rope_and_cache(linear, qkv, *heads.args(), x_epsilon=1e-3)
+        return heads.check(torch.cat([a, b], 1))
+    if "gated" in reader:
+        z, expected = poisoned(rows, outs[0], dtype="bfloat16"), act("silu", a) * b
+        ops.linear(norm[1], weights, z, biases, "gated", "silu", **ends)
+    else:
+        z, expected = poisoned(rows, sum(outs), dtype="bfloat16"), act("gelu", torch.cat([a, b], 1))
+        ops.linear(norm[1], weights, z, biases, "store", "gelu", **ends)
+    assert relative_error(z, expected) < 2 * LIMIT["bfloat16"]
+
+
+def test_a_row_of_a_split_norm_gives_the_same_bytes_among_any_3_to_32_rows(ops):
+    """Nor does it matter what the buffers held; see cuda/README.md."""
+    needs_split_norms()
+    x, w = randn(32, 2048, dtype="bfloat16"), randn(1160, 2048, dtype="bfloat16", seed=1) / 45
+    weights = [randn(n * 64, 1160, dtype="bfloat16", seed=n) / 34 for n in (6, 2, 2)]
+    before = randn(32, 1160, seed=2)
+    whole = Heads(32, 64, "bfloat16", "bfloat16", 1.0, True)
+    outcomes = {}
+    for rows in (32, *range(3, 32)):
+        y, norm = before.clone(), split_norm(rows, 1160)
+        ops.linear(x[:rows].contiguous(), [w], y[:rows], epilogue="accumulate", norm=norm)
+        whole.query.fill_(torch.nan)
+        whole.cache.data.fill_(7.0)
+        qkv = poisoned(rows, 640, dtype="bfloat16")
+        linear = ops.linear_ints(norm[1], weights, qkv, x_squares=norm[2])
+        positions, slots, query, *rest = whole.args()
+        ops.linear_rope_and_cache(linear, qkv, positions[:rows], slots[:rows], query[:rows], *rest)
+        stored = [whole.cache.data[s // 16, 1, :, :, s % 16] for s in slots.tolist() if s >= 0]
+        outcomes[rows] = (y[:rows], query[:rows].clone(), torch.stack(stored))
+        assert torch.equal(y[rows:], before[rows:])
+        assert query[rows:].isnan().all(), rows
+    for rows, (y, query, stored) in outcomes.items():
+        assert torch.equal(y, outcomes[32][0][:rows]), rows
+        assert torch.equal(query, outcomes[32][1][:rows]), rows
+        kept = int((whole.slots[:rows] >= 0).sum())
+        assert torch.equal(stored[:kept], outcomes[32][2][:kept]), rows
+
+
+@pytest.mark.parametrize(("rows", "dtype"), [(2, "bfloat16"), (33, "bfloat16"), (8, "float16")])
+def test_a_norm_that_cannot_be_split_is_refused(ops, rows, dtype):
+    x, w, y = randn(rows, 64, dtype=dtype), randn(256, 64, dtype=dtype), randn(rows, 256)
+    with pytest.raises(RuntimeError, match="split norms"):
+        ops.linear(x, [w], y, epilogue="accumulate", norm=split_norm(rows, 256, dtype))

@@ -43,6 +43,29 @@ def test_sanitized_linear_of_few_rows(ops, dtype, epilogue):
     assert relative_error(y, expected) < 1e-5
 
 
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_sanitized_split_norm_and_heads(ops, head_dim):
+    """A norm begun by one product and ended by the next, whose heads are turned and stored."""
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("only Hopper's product of few rows splits norms")
+    x = torch.randn(19, 1992, device="cuda").bfloat16()
+    w = torch.randn(200, 1992, device="cuda").bfloat16() / 45
+    y, squares = torch.ones(19, 200, device="cuda"), torch.empty(19, 2, device="cuda")
+    scaled = torch.empty(19, 200, device="cuda", dtype=torch.bfloat16)
+    ops.linear(x, [w], y, epilogue="accumulate", norm=(w[0, :200].contiguous(), scaled, squares))
+    cache = Cache(torch.zeros(6, 2, 2, 1, 16, head_dim, device="cuda", dtype=torch.bfloat16))
+    qkv = torch.empty(19, 4 * head_dim, device="cuda", dtype=torch.bfloat16)
+    heads = torch.randn(4 * head_dim, 200, device="cuda").bfloat16()
+    positions = torch.arange(19, device="cuda", dtype=torch.int32)
+    query = torch.full((19, 2, head_dim), torch.nan, device="cuda", dtype=torch.bfloat16)
+    linear = ops.linear_ints(scaled, [heads], qkv, x_squares=squares)
+    turns = torch.rand(19, head_dim, device="cuda")
+    ops.linear_rope_and_cache(
+        linear, qkv, positions, positions.long(), query, cache, 1, turns, head_dim
+    )
+    assert not query.isnan().any()
+
+
 def test_sanitized_other_ops(ops):
     x = torch.randn(3, 256, device="cuda")
     y = torch.empty(3, 256, device="cuda", dtype=torch.bfloat16)

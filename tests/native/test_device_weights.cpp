@@ -1,5 +1,7 @@
 // Memory that the host cannot read: weights are uploaded, bytes are as foretold, what the backend
-// keeps for itself included, results are those of the host.
+// keeps for itself included, results are those of the host, also where the device splits norms.
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -41,6 +43,12 @@ class FakeDevice final : public Backend {
   void* allocate_host(std::int64_t bytes) override { return cpu_->allocate_host(bytes); }
   void free_host(void* data) noexcept override { cpu_->free_host(data); }
 
+  bool splits_norm(const LinearParams& params) const override {
+    return may_split_norms && params.x_dtype == DType::kFloat32;
+  }
+
+  bool may_split_norms = false;
+  int num_norms = 0;                  // that were called
   std::vector<LinearParams> linears;  // every one that was called
   StepLimits reserved;
 
@@ -48,10 +56,46 @@ class FakeDevice final : public Backend {
   void* do_allocate(std::int64_t bytes) override { return cpu_->allocate_host(bytes); }
   void do_free(void* data) noexcept override { cpu_->free_host(data); }
   void do_embed(const EmbedParams& params) override { cpu_->embed(params); }
-  void do_norm(const NormParams& params) override { cpu_->norm(params); }
+  void do_norm(const NormParams& params) override {
+    ++num_norms;
+    cpu_->norm(params);
+  }
   void do_linear(const LinearParams& params) override {
     linears.push_back(params);
-    cpu_->linear(params);
+    LinearParams plain = params;
+    plain.norm = {};
+    plain.x_squares = nullptr;
+    std::vector<float> normed;
+    if (params.x_squares != nullptr) {
+      normed = end_norm(params);
+      plain.x = normed.data();
+    }
+    cpu_->linear(plain);
+    if (params.norm.weight != nullptr) begin_norm(params);
+  }
+  static void begin_norm(const LinearParams& p) {
+    const std::int64_t width = p.weights[0].out_features;
+    const std::int64_t num_sums = (width + SplitNorm::kWidth - 1) / SplitNorm::kWidth;
+    std::fill_n(p.norm.squares, p.num_rows * num_sums, 0.0f);
+    for (std::int64_t i = 0; i < p.num_rows * width; ++i) {
+      const std::int64_t row = i / width, column = i % width;
+      const float y = static_cast<const float*>(p.y)[row * p.y_stride + column];
+      static_cast<float*>(p.norm.scaled)[i] = y * static_cast<const float*>(p.norm.weight)[column];
+      p.norm.squares[row * num_sums + column / SplitNorm::kWidth] += y * y;
+    }
+  }
+  static std::vector<float> end_norm(const LinearParams& p) {
+    const std::int64_t width = p.in_features;
+    const std::int64_t num_sums = (width + SplitNorm::kWidth - 1) / SplitNorm::kWidth;
+    std::vector<float> normed(p.num_rows * width);
+    for (std::int64_t row = 0; row < p.num_rows; ++row) {
+      float sum = 0.0f;
+      for (std::int64_t i = 0; i < num_sums; ++i) sum += p.x_squares[row * num_sums + i];
+      for (std::int64_t i = row * width; i < (row + 1) * width; ++i) {
+        normed[i] = static_cast<const float*>(p.x)[i] / std::sqrt(sum / width + p.x_epsilon);
+      }
+    }
+    return normed;
   }
   void do_rope_and_cache(const RopeAndCacheParams& params) override {
     cpu_->rope_and_cache(params);
@@ -197,6 +241,21 @@ void test_device_gives_the_logits_of_the_host_and_needs_no_host_weights() {
   CHECK(adjoin(up.weights[0], up.weights[1], kHidden));
 }
 
+void test_norms_that_the_device_splits_give_the_logits_of_the_host() {
+  const Checkpoint checkpoint = make_checkpoint();
+  const DecoderLimits limits{.max_tokens = 8, .max_logit_rows = 4};
+  FakeDevice whole, split;
+  split.may_split_norms = true;
+  Decoder plain(small_llama(), checkpoint.weights, whole, limits);
+  Decoder splitting(small_llama(), checkpoint.weights, split, limits);
+  const std::vector<float> expected = run(plain, whole), actual = run(splitting, split);
+  CHECK(whole.num_norms == 5);
+  CHECK(split.num_norms == 2);  // before the first layer and after the last
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    CHECK(std::fabs(actual[i] - expected[i]) <= 1e-5f * (1.0f + std::fabs(expected[i])));
+  }
+}
+
 void test_the_memory_plan_counts_what_the_backend_keeps_for_itself() {
   const Checkpoint checkpoint = make_checkpoint();
   EngineConfig config;
@@ -241,6 +300,7 @@ void test_an_int8_cache_is_refused_on_a_device_before_anything_is_allocated() {
 
 int main() {
   pagedcore::test_device_gives_the_logits_of_the_host_and_needs_no_host_weights();
+  pagedcore::test_norms_that_the_device_splits_give_the_logits_of_the_host();
   pagedcore::test_the_memory_plan_counts_what_the_backend_keeps_for_itself();
   pagedcore::test_an_int8_cache_is_refused_on_a_device_before_anything_is_allocated();
 }
