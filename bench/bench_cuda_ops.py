@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "cuda"))
 from harness import Batch, Cache, Ops, find_library
@@ -72,10 +74,47 @@ def ours_us(call, inner=1, repeats=10):
     return statistics.median(times)
 
 
+def is_seen(batch, head, query, key):
+    return query >= key
+
+
+def time_peers(what, q, kv, inner=1, causal=False, **work):
+    """Times torch's SDPA, in the best of its backends, and its flex_attention, compiled.
+
+    K and V are contiguous; kv(i) gives those of the i'th of `inner` calls.
+    """
+    times = {}
+    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
+
+        def sdpa(i, backend=backend):
+            with sdpa_kernel(backend):
+                return torch.nn.functional.scaled_dot_product_attention(
+                    q, *kv(i), is_causal=causal, enable_gqa=True
+                )
+
+        try:
+            times[backend.name.split("_")[0].lower()] = torch_us(sdpa, inner)
+        except Exception as error:
+            print(f"sdpa, {backend.name}, failed:", str(error)[:200])
+    if times:
+        best = min(times, key=times.get)
+        report(f"torch sdpa, contiguous: {what}", times[best], backend=best, **work)
+    try:
+        length = kv(0)[0].shape[2]
+        mask = create_block_mask(is_seen, None, None, length, length) if causal else None
+        torch.compiler.reset()
+        flex = torch.compile(flex_attention, dynamic=False)
+        us = torch_us(lambda i: flex(q, *kv(i), block_mask=mask, enable_gqa=True), inner)
+        report(f"torch flex_attention, contiguous: {what}", us, **work)
+    except Exception as error:
+        print("flex_attention failed:", str(error)[:400])
+
+
 def measure_limits():
     a = torch.randn(1 << 30, device="cuda")
     b = torch.empty_like(a)
     LIMITS["tb_per_s"] = 8 * a.numel() / torch_us(lambda i: torch.neg(a, out=b), 4) / 1e6
+    LIMITS["read_tb_per_s"] = 4 * a.numel() / torch_us(lambda i: torch.sum(a), 4) / 1e6
     x, y = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     z = torch.empty_like(x)
     LIMITS["tflops"] = 2 * 8192**3 / torch_us(lambda i: torch.mm(x, y, out=z), 4) / 1e6
@@ -97,13 +136,14 @@ def decode_attention(
     per_seq = (length + size - 1) // size
     item = 1 if dtype == torch.float8_e4m3fn else 2
     layer_bytes = batch_size * per_seq * size * kv_heads * dim * 2 * item
-    layers = max(1, min(32, int(6e9 // layer_bytes), math.ceil(4e8 / layer_bytes)))
+    # Of one call nothing is left in the L2 cache when its layer's turn comes again.
+    layers = min(32, math.ceil(2e9 / layer_bytes))
     cache = Cache(random_cache(batch_size * per_seq, layers, kv_heads, size, dim, dtype))
     order = torch.randperm(batch_size * per_seq).view(batch_size, per_seq).tolist()
     ops.stage(Batch([1] * batch_size, [length - 1] * batch_size, order, size, per_seq + 1))
     query = torch.randn(batch_size, heads, dim, device="cuda", dtype=torch.bfloat16)
     out = torch.empty_like(query)
-    inner = layers * max(1, 8 // layers)
+    inner = max(layers, 8)
     ints, floats = ops.attention_args(query, out, cache, 0, 1 / math.sqrt(dim), as_step=inner)
     us = ours_us(lambda n: ops.call("paged_attention", ints, floats, n), inner)
     name = f"decode_attention b{batch_size} len{length} {heads}/{kv_heads} hd{dim} {str(dtype)[6:]}"
@@ -112,22 +152,15 @@ def decode_attention(
         return
     del cache
     kv = torch.randn(
-        min(layers, 8), 2, batch_size, kv_heads, length, dim, device="cuda", dtype=torch.bfloat16
+        layers, 2, batch_size, kv_heads, length, dim, device="cuda", dtype=torch.bfloat16
     )
-    q4 = query[:, :, None]
-
-    def sdpa(i):
-        k, v = kv[i % kv.shape[0]]
-        return torch.nn.functional.scaled_dot_product_attention(q4, k, v, enable_gqa=True)
-
-    try:
-        report(
-            f"torch sdpa, contiguous: b{batch_size} len{length}",
-            torch_us(sdpa, kv.shape[0]),
-            bytes_moved=batch_size * length * kv_heads * dim * 4,
-        )
-    except Exception as error:
-        print("sdpa failed:", str(error)[:200])
+    time_peers(
+        f"b{batch_size} len{length}",
+        query[:, :, None],
+        lambda i: kv[i % layers],
+        inner=max(layers, 8),
+        bytes_moved=batch_size * length * kv_heads * dim * 4,
+    )
 
 
 def shared_prefix(ops, batch_size=32, prefix=1024, own=64, heads=32, kv_heads=8, dim=128):
@@ -178,16 +211,8 @@ def prefill_attention(ops, length, dtype=torch.bfloat16, heads=32, kv_heads=8, d
     if not peers:
         return
     q = query.transpose(0, 1)[None].contiguous()
-    k, v = (
-        torch.randn(1, kv_heads, length, dim, device="cuda", dtype=torch.bfloat16) for _ in range(2)
-    )
-
-    def sdpa(i):
-        return torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, is_causal=True, enable_gqa=True
-        )
-
-    report(f"torch sdpa, contiguous: prefill len{length}", torch_us(sdpa), flops=flops)
+    kv = torch.randn(2, 1, kv_heads, length, dim, device="cuda", dtype=torch.bfloat16)
+    time_peers(f"prefill len{length}", q, lambda i: kv, causal=True, flops=flops)
 
 
 def linear(ops, rows, k, n, epilogue="store"):

@@ -66,7 +66,7 @@ print(8 * 8 * a.numel() / start.elapsed_time(end) / 1e9)')
           "\"copy_tb_per_s\": $copy}"
         for model in 1b 8b; do limited 60 "$build"/bench/bench_cuda_step $model "$copy"; done
       } | tee "$out/cuda_step.jsonl" ;;
-    ops) limited 110 python3 bench/bench_cuda_ops.py | tee "$out/cuda_ops.jsonl" |
+    ops) limited 150 python3 bench/bench_cuda_ops.py | tee "$out/cuda_ops.jsonl" |
       sed -E 's/[{}"]|bench: cuda_ops, name: //g' | cut -c1-110 ;;
     profile) limited 40 python3 bench/bench_cuda_serve.py profile \
       --out "$out/profile.txt" ;;

@@ -50,7 +50,7 @@ constexpr std::int32_t split_tokens(std::int32_t length) {
   const auto parts_of = [=](std::int32_t n) { return (length + n - 1) / n; };
   const auto less = [](std::int32_t a, std::int32_t b) { return a < b ? a : b; };
   const auto more = [](std::int32_t a, std::int32_t b) { return a > b ? a : b; };
-  std::int32_t n = more(256, less(704, length / 6));
+  std::int32_t n = more(256, less(512, length / 6));
   n = more(n, less(1024, parts_of(16)));
   n = more(n, parts_of(kMaxSplits));
   return (n + 63) / 64 * 64;

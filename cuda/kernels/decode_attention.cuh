@@ -21,8 +21,8 @@ namespace pagedcore::cuda {
 // cp.async.
 //
 // Item of one sequence: warp w takes each kChains'th group of the split, its chain; the chains are
-// merged in order, while the next item is computed. The thread block that ends the last of a
-// sequence's splits merges them, in order.
+// merged in order, by the merging warp while the next item is computed, by the computing ones where
+// none follows. The thread block that ends the last of a sequence's splits merges them, in order.
 //
 // Item of several: one chain of their common split, loaded once for all of them; warp w computes
 // the w'th tile of rows (sequence, head). A row's chain has the operations that it has alone, and
@@ -41,9 +41,12 @@ struct DecodeAttention {
   static constexpr int kThreads = 32 * (kChains + 2);
   static constexpr int kBlocksPerSm = kHeadDim <= 128 ? 2 : 1;
   static constexpr int kStageBytes = Tile::kStageBytes;
-  // Of a thread block that shares its processor. More tokens on their way do not come faster, but
-  // whatever else is loaded or stored waits behind them.
-  static constexpr int kSharedStages = 131072 / kBlocksPerSm / kStageBytes;
+  // Whether the loading warp holds back: more tokens on their way than memory needs come slower,
+  // and whatever else is loaded or stored waits behind them. Small stages come as fast as it asks
+  // for them; a round more of its loop would cost more.
+  static constexpr bool kPaced = kStageBytes >= 8192;
+  // Stages on their way to a thread block that shares its processor.
+  static constexpr int kOnTheirWay = (kPaced ? 65536 : 131072) / kBlocksPerSm / kStageBytes;
   // Query heads of a tile. With more heads of 256, chains and ring would not fit some devices.
   static constexpr int kHeads = kHeadDim <= 128 ? DecodeWork::kRows : DecodeWork::kRows / 2;
   static constexpr int kAlignment = 1024;  // of a stage, as the swizzle of tensor copies asks
@@ -64,7 +67,7 @@ struct DecodeAttention {
     const int stages = (bytes - shared_bytes(0, heads)) / (kStageBytes + 16);
     return (stages < kMost ? stages : kMost) / kChains * kChains;
   }
-  static_assert(kSharedStages % kChains == 0 && stages_for(101376, kHeads) >= kChains);
+  static_assert(kOnTheirWay % kChains == 0 && stages_for(101376, kHeads) >= kChains);
 
   // By tensor copies: one group of K and V, the tokens of a block from `row` on.
   __device__ static void copy_tensor(const AttentionArgs& args, const CUtensorMap& map,
@@ -77,8 +80,12 @@ struct DecodeAttention {
     if (lane >= Tile::kSlices) return;
     const auto slice =
         static_cast<int>((block * c.num_layers + args.op.layer) * 2 * c.num_kv_heads);
-    sm90::copy_box(stage + lane * Tile::kSliceBytes, map, lane * 64, row, 0, slice + work.kv_head,
-                   full);
+    const std::uint32_t to = stage + lane * Tile::kSliceBytes;
+    if (!kPaced || work.shared()) {  // what is shared, maybe again by the next 16 sequences
+      sm90::copy_box(to, map, lane * 64, row, 0, slice + work.kv_head, full);
+    } else {
+      sm90::copy_box_once(to, map, lane * 64, row, 0, slice + work.kv_head, full);
+    }
   }
 
   // By cp.async: `offset` is that of the lane % 16'th token's row in the layer's K, or -1 where it
@@ -111,8 +118,9 @@ struct DecodeAttention {
     const int lane = threadIdx.x % 32;
     const int shift = __ffs(static_cast<int>(c.block_size)) - 1;
     const int mask = static_cast<int>(c.block_size) - 1;
-    DecodeRing::Cursor at;
-    DecodeWork::for_each<kHeads>(args, [&](const DecodeWork& work, const DecodeItem&) {
+    DecodeRing::Cursor at, awaited;
+    int on_their_way = 0;
+    DecodeWork::for_each<kHeads>(args, [&](const DecodeWork& work, const DecodeItem&, bool) {
       const BlockId* table =
           args.batch.block_tables + work.item.table_row * args.batch.table_stride;
       for (std::int32_t pass = 0; pass < work.num_passes(); ++pass) {
@@ -127,6 +135,10 @@ struct DecodeAttention {
           }
           if (token + kTokens >= work.item.length) await_inputs();  // the step's own token
           barrier_wait(ring.empty_barrier(at), at.parity ^ 1);
+          if (kPaced && ++on_their_way > ring.most_on_their_way) {
+            barrier_wait(ring.full_barrier(awaited), awaited.parity);
+            ring.move(awaited, 1);
+          }
           const std::uint32_t stage = ring.stage(at), full = ring.full_barrier(at);
           const std::int32_t own = token + (kTensor ? 0 : lane % kTokens);
           const std::int32_t entry = (kTensor ? last_seen : own) >> shift;
@@ -246,9 +258,11 @@ struct DecodeAttention {
                                  const Chains& chains) {
     DecodeRing::Cursor at;
     int parity = 1;
-    await_inputs();
-    DecodeWork::for_each<kHeads>(args, [&](const DecodeWork& work, const DecodeItem&) {
+    bool merges = false;
+    DecodeItem tail;
+    DecodeWork::for_each<kHeads>(args, [&](const DecodeWork& work, const DecodeItem&, bool last) {
       sync_computing();
+      await_inputs();
       if (work.shared()) return add_common(args, work, ring, at);
       Row rows[2];
       State state;
@@ -257,36 +271,46 @@ struct DecodeAttention {
       barrier_wait(chains.empty, parity);
       parity ^= 1;
       Merge::store_chain(work, chains.data, state);
-      barrier_arrive(chains.full);
+      if (!last) return barrier_arrive(chains.full);
+      tail = work.item;
+      merges = true;
     });
+    await_inputs();  // a block without items too: the kernel before this one ends first
+    if (!merges) return;
+    sync_computing();
+    const DecodeWork work = DecodeWork::make<kHeads>(args, tail);
+    const typename Merge::Plan plan = Merge::plan(work);
+    Merge::template merge_chains<32 * kChains>(args, work, plan, chains.data);
+    Merge::template finish<32 * kChains>(args, work, plan);
   }
 
   // The merging warp.
   __device__ static void merge(const AttentionArgs& args, const Chains& chains) {
     int parity = 0;
-    await_inputs();
-    DecodeWork::for_each<kHeads>(args, [&](const DecodeWork& work, const DecodeItem& next) {
+    const auto merge_item = [&](const DecodeWork& work, const DecodeItem& next, bool last) {
+      if (last) return;
+      await_inputs();
       prefetch_query(args, work, next);
       if (work.shared()) return;
       const typename Merge::Plan plan = Merge::plan(work);
       barrier_wait(chains.full, parity);
       parity ^= 1;
-      Merge::merge_chains(args, work, plan, chains.data);
+      Merge::template merge_chains<32>(args, work, plan, chains.data);
       barrier_arrive(chains.empty);
-      if (plan.num_sums == 1) return;
-      std::uint32_t* arrivals = args.arrivals + work.item.first_slot * gridDim.x + blockIdx.x;
-      if (Merge::arrive(work, plan, arrivals)) Merge::merge_splits(args, work, plan);
-    });
+      Merge::template finish<32>(args, work, plan);
+    };
+    DecodeWork::for_each<kHeads>(args, merge_item);
   }
 
   // `tensor`: loads are tensor copies of `map`.
   __device__ static void run(const AttentionArgs& args, const CUtensorMap& map, bool tensor,
-                             int stages, char* shared) {
+                             int stages, int most_on_their_way, char* shared) {
     allow_next();
     const std::uint32_t base = smem_address(shared);
     const std::uint32_t ring_at = (base + kAlignment - 1) / kAlignment * kAlignment;
     const std::uint32_t barriers = ring_at + stages * kStageBytes;
-    const DecodeRing ring{ring_at, barriers, barriers + stages * 8, stages, kStageBytes};
+    const DecodeRing ring{ring_at, barriers,    barriers + stages * 8,
+                          stages,  kStageBytes, most_on_their_way};
     const std::uint32_t more = barriers + stages * 16;
     const Chains chains{more, more + 8, shared + (more + 16 - base)};
     if (threadIdx.x == 0) {

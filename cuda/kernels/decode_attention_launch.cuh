@@ -11,9 +11,10 @@ template <typename KV, int kHeadDim>
 __global__ void __launch_bounds__(DecodeAttention<KV, kHeadDim>::kThreads,
                                   DecodeAttention<KV, kHeadDim>::kBlocksPerSm)
     decode_attention_kernel(const __grid_constant__ AttentionArgs args,
-                            const __grid_constant__ CUtensorMap map, bool tensor, int stages) {
+                            const __grid_constant__ CUtensorMap map, bool tensor, int stages,
+                            int most_on_their_way) {
   extern __shared__ __align__(128) char shared[];
-  DecodeAttention<KV, kHeadDim>::run(args, map, tensor, stages, shared);
+  DecodeAttention<KV, kHeadDim>::run(args, map, tensor, stages, most_on_their_way, shared);
 }
 
 template <typename KV, int kHeadDim>
@@ -25,14 +26,14 @@ void launch_decode_attention_as(const AttentionArgs& args, std::int64_t max_item
   const std::int64_t group = args.op.num_heads / cache.num_kv_heads;
   const std::int64_t num_tiles = cache.num_kv_heads * ceil_div(group, Kernel::kHeads);
   const int heads = static_cast<int>(std::min<std::int64_t>(group, Kernel::kHeads));
-  // A thread block that has its processor alone has a ring as deep as fits.
-  // A thread block that has its processor alone has a ring as deep as fits, and so has one that
-  // could not share it.
+  // Rings are as deep as fits, so that much is there when the inputs are; but for the loading warp,
+  // nothing else holds the loads of small stages back.
   const bool alone = max_items * num_tiles <= args.num_sms;
   const int share = args.sm_shared_bytes / Kernel::kBlocksPerSm - 1024;
-  int stages = std::min(Kernel::kSharedStages,
-                        Kernel::stages_for(std::min(share, args.max_shared_bytes), heads));
-  if (alone || stages == 0) stages = Kernel::stages_for(args.max_shared_bytes, heads);
+  int stages = alone ? 0 : Kernel::stages_for(std::min(share, args.max_shared_bytes), heads);
+  if (stages == 0) stages = Kernel::stages_for(args.max_shared_bytes, heads);
+  if (!alone && !Kernel::kPaced) stages = std::min(stages, Kernel::kOnTheirWay);
+  const int most_on_their_way = alone ? stages : std::min(stages, Kernel::kOnTheirWay);
   const int shared_bytes = Kernel::shared_bytes(stages, heads);
   PAGEDCORE_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                             args.max_shared_bytes));
@@ -45,7 +46,8 @@ void launch_decode_attention_as(const AttentionArgs& args, std::int64_t max_item
                   static_cast<unsigned>(std::min(max_items, at_once)));
   const bool tensor = args.sm_major == 9 && cache.block_size >= Kernel::kTokens;
   const CUtensorMap map = tensor ? describe_cache(cache, Kernel::kTokens, 2) : CUtensorMap{};
-  launch_dependent(kernel, grid, Kernel::kThreads, shared_bytes, stream, args, map, tensor, stages);
+  launch_dependent(kernel, grid, Kernel::kThreads, shared_bytes, stream, args, map, tensor, stages,
+                   most_on_their_way);
 }
 
 }  // namespace pagedcore::cuda

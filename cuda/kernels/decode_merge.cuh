@@ -5,13 +5,13 @@
 namespace pagedcore::cuda {
 
 // How decode attention puts a sequence's sums together: the chains of a split in order, then the
-// splits in order. By one warp, while others compute the next item.
+// splits in order. By kThreads: one warp, while others compute the next item, or, behind the last
+// item, the warps that computed it. Their number does not change what is added to what.
 template <typename KV, int kHeadDim>
 struct DecodeMerge {
   using Tile = DecodeTile<KV, kHeadDim>;
   using State = typename Tile::State;
   static constexpr int kPartRow = kHeadDim + 8;  // floats; eight rows are spread over the banks
-  static constexpr int kStep = 4 * 32;           // elements of a vector of four a lane
 
   // Shared memory for the chains of tiles of `heads` query heads: [chain][head] (max, sum), then
   // the outputs [chain][head][kPartRow].
@@ -41,22 +41,23 @@ struct DecodeMerge {
     sum.x = fmaf(part.x, factor, sum.x), sum.y = fmaf(part.y, factor, sum.y);
     sum.z = fmaf(part.z, factor, sum.z), sum.w = fmaf(part.w, factor, sum.w);
   }
-  // Merges the maxima and sums of a split's chains; their outputs are to be added by `factor`.
-  __device__ static float2 merge_factors(const float2 (&chains)[kChains],
-                                         float (&factor)[kChains]) {
+  // Merges four elements of a split's chains; gives the maximum and the sum.
+  __device__ static float2 add_chains(const float2* chains, const float4* part, float4& out) {
     float2 all = make_float2(kNegativeInfinity, 0.0f);
 #pragma unroll
     for (int c = 0; c < kChains; ++c) all.x = fmaxf(all.x, chains[c].x);
+    out = {};
 #pragma unroll
     for (int c = 0; c < kChains; ++c) {
-      factor[c] = exp2_approx(chains[c].x - all.x);
-      all.y = fmaf(chains[c].y, factor[c], all.y);
+      const float factor = exp2_approx(chains[c].x - all.x);
+      all.y = fmaf(chains[c].y, factor, all.y);
+      add_scaled(out, part[c], factor);
     }
     return all;
   }
   __device__ static void store_out(const PagedAttentionParams& p, std::int64_t row, int element,
                                    const float4& o, float sum) {
-    const float scale = p.cache.v_scale / sum;
+    const float scale = __fdividef(p.cache.v_scale, sum);
     const std::int64_t at = row * kHeadDim + element;
     store2(p.out, p.out_dtype, at, o.x * scale, o.y * scale);
     store2(p.out, p.out_dtype, at + 2, o.z * scale, o.w * scale);
@@ -79,26 +80,25 @@ struct DecodeMerge {
 
   // Merges the chains of a split. Writes the output where the split is the only one, else the
   // partial sums.
+  template <int kThreads>
   __device__ static void merge_chains(const AttentionArgs& args, const DecodeWork& work,
                                       const Plan& plan, const char* shared) {
     const PagedAttentionParams& p = args.op;
-    const int lane = threadIdx.x % 32, heads = work.num_heads;
+    const int thread = threadIdx.x % kThreads, heads = work.num_heads;
     const float2* max_sum = reinterpret_cast<const float2*>(shared);
     const float* out = reinterpret_cast<const float*>(max_sum + kChains * heads);
-#pragma unroll 4
-    for (int i = lane * 4; i < heads * kHeadDim; i += kStep) {
+#pragma unroll 1
+    for (int i = thread * 4; i < heads * kHeadDim; i += 4 * kThreads) {
       const int head = i / kHeadDim, element = i % kHeadDim;
       float2 chains[kChains];
-      float factor[kChains];
-#pragma unroll
-      for (int c = 0; c < kChains; ++c) chains[c] = max_sum[c * heads + head];
-      const float2 all = merge_factors(chains, factor);
-      float4 o = {};
+      float4 part[kChains];
 #pragma unroll
       for (int c = 0; c < kChains; ++c) {
-        const float* from = out + (c * heads + head) * kPartRow + element;
-        add_scaled(o, *reinterpret_cast<const float4*>(from), factor[c]);
+        chains[c] = max_sum[c * heads + head];
+        part[c] = *reinterpret_cast<const float4*>(out + (c * heads + head) * kPartRow + element);
       }
+      float4 o;
+      const float2 all = add_chains(chains, part, o);
       const std::int64_t query_head = work.first_head + head;
       if (plan.num_sums == 1) {
         store_out(p, work.item.token * p.num_heads + query_head, element, o, all.y);
@@ -110,34 +110,50 @@ struct DecodeMerge {
     }
   }
 
-  // Says that a partial sum of the sequence is there; whether the warp is to merge them, all being
-  // there then.
-  __device__ static bool arrive(const DecodeWork& work, const Plan& plan, std::uint32_t* arrivals) {
-    __syncwarp();
-    bool merges = false;
-    if (threadIdx.x % 32 == 0) {
-      // Releases what the warp wrote and acquires what the others did.
-      const auto all = static_cast<std::uint32_t>(plan.num_sums);
-      std::uint32_t there;
-      asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
-                   : "=r"(there)
-                   : "l"(arrivals)
-                   : "memory");
-      ++there;
-      if (work.item.num_shared > 0 && work.split == plan.num_splits - 1) {
-        while (there != all) {
-          asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
-                       : "=r"(there)
-                       : "l"(arrivals)
-                       : "memory");
-        }
-        merges = true;
-      } else {
-        merges = work.item.num_shared == 0 && there == all;
-      }
-      if (merges) *arrivals = 0;
+  // Whether any of the threads says so; what they wrote before is seen by all of them after.
+  template <int kThreads>
+  __device__ static bool any(bool value) {
+    if constexpr (kThreads == 32) {
+      const bool result = __any_sync(0xffffffffu, value);
+      __syncwarp();
+      return result;
+    } else {
+      int result;
+      asm volatile(
+          "{\n"
+          ".reg .pred one, all;\n"
+          "setp.ne.b32 one, %1, 0;\n"
+          "barrier.cta.red.or.pred all, 1, %2, one;\n"
+          "selp.b32 %0, 1, 0, all;\n"
+          "}\n"
+          : "=r"(result)
+          : "r"(static_cast<int>(value)), "n"(kThreads)
+          : "memory");
+      return result != 0;
     }
-    return __any_sync(0xffffffffu, merges);
+  }
+
+  // Says that a partial sum of the sequence is there; whether the caller is to merge them, all
+  // being there then.
+  __device__ static bool arrive(const DecodeWork& work, const Plan& plan, std::uint32_t* arrivals) {
+    const bool awaits = work.item.num_shared > 0;
+    if (awaits && work.split != plan.num_splits - 1) {
+      asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrivals) : "memory");
+      return false;
+    }
+    // Releases what was written here and acquires what others wrote.
+    std::uint32_t there;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
+                 : "=r"(there)
+                 : "l"(arrivals)
+                 : "memory");
+    ++there;
+    const auto all = static_cast<std::uint32_t>(plan.num_sums);
+    while (awaits && there != all) {
+      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(there) : "l"(arrivals) : "memory");
+    }
+    if (there == all) *arrivals = 0;
+    return there == all;
   }
 
   // What is merged of a sequence so far: four elements of a row.
@@ -155,59 +171,89 @@ struct DecodeMerge {
     }
   };
 
-  // Merges a sequence's splits.
+  // Sums on their way to a thread: kParts for each of kAtOnce places, four elements of a row.
+  template <int kAtOnce, int kParts>
+  struct Parts {
+    int at[kAtOnce];  // the places' first elements
+    float2 max_sum[kAtOnce][kParts];
+    float4 part[kAtOnce][kParts];
+
+    // Those of slots [slot, slot + count), kParts at most.
+    __device__ void load(const AttentionArgs& args, int first_head, std::int64_t slot, int count) {
+#pragma unroll
+      for (int n = 0; n < kParts; ++n) {
+        if (n >= count) break;
+        const std::int64_t head = (slot + n) * args.op.num_heads + first_head;
+#pragma unroll
+        for (int j = 0; j < kAtOnce; ++j) {
+          const float* from = args.partial_out + head * kHeadDim + at[j];
+          max_sum[j][n] = __ldcg(args.partial_max_sum + head + at[j] / kHeadDim);
+          part[j][n] = __ldcg(reinterpret_cast<const float4*>(from));
+        }
+      }
+    }
+  };
+
+  // Merges a sequence's splits. As many of their sums are on their way at once as registers allow.
+  template <int kThreads>
   __device__ static void merge_splits(const AttentionArgs& args, const DecodeWork& work,
                                       const Plan& plan) {
-    constexpr int kAtOnce = 4;
+    constexpr int kStep = 4 * kThreads, kAtOnce = 128 / kThreads, kParts = 16 / kAtOnce;
     const PagedAttentionParams& p = args.op;
-    const int size = work.num_heads * kHeadDim;
-    for (int first = static_cast<int>(threadIdx.x) % 32 * 4; first < size;
+    const int size = work.num_heads * kHeadDim, num_shared = work.item.num_shared;
+    for (int first = static_cast<int>(threadIdx.x) % kThreads * 4; first < size;
          first += kStep * kAtOnce) {
-      int at[kAtOnce];  // beyond the last head, the first element again
+      Parts<kAtOnce, kParts> parts;
       Total total[kAtOnce];
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
-        at[j] = first + j * kStep < size ? first + j * kStep : first;
+        // Beyond the last head, the first place again.
+        parts.at[j] = first + j * kStep < size ? first + j * kStep : first;
       }
-      const auto load = [&](std::int64_t slot, int j, float2& max_sum, float4& part) {
-        const std::int64_t head = slot * p.num_heads + work.first_head;
-        max_sum = __ldcg(args.partial_max_sum + head + at[j] / kHeadDim);
-        const float* from = args.partial_out + head * kHeadDim + at[j];
-        part = __ldcg(reinterpret_cast<const float4*>(from));
-      };
-      std::int32_t s = plan.first;
-      for (; s < work.item.num_shared; ++s) {
+      for (int s = plan.first; s < num_shared; s += kParts / kChains) {
+        const int count = kChains * (num_shared - s);
+        parts.load(args, work.first_head, work.item.first_slot + kChains * s, count);
 #pragma unroll
-        for (int j = 0; j < kAtOnce; ++j) {
-          float2 chains[kChains];
-          float4 part[kChains], split = {};
-          float factor[kChains];
+        for (int n = 0; n < kParts; n += kChains) {
+          if (n >= count) break;
 #pragma unroll
-          for (int c = 0; c < kChains; ++c) {
-            load(work.item.first_slot + kChains * s + c, j, chains[c], part[c]);
+          for (int j = 0; j < kAtOnce; ++j) {
+            float4 split;
+            const float2 all = add_chains(parts.max_sum[j] + n, parts.part[j] + n, split);
+            total[j].add(all, split);
           }
-          const float2 max_sum = merge_factors(chains, factor);
-#pragma unroll
-          for (int c = 0; c < kChains; ++c) add_scaled(split, part[c], factor[c]);
-          total[j].add(max_sum, split);
         }
       }
-#pragma unroll 4
-      for (; s < plan.num_splits; ++s) {
-        float2 max_sum[kAtOnce];
-        float4 part[kAtOnce];
+      for (int s = max(plan.first, num_shared); s < plan.num_splits; s += kParts) {
+        const int count = plan.num_splits - s;
+        parts.load(args, work.first_head, plan.own_slot + s, count);
 #pragma unroll
-        for (int j = 0; j < kAtOnce; ++j) load(plan.own_slot + s, j, max_sum[j], part[j]);
+        for (int n = 0; n < kParts; ++n) {
+          if (n >= count) break;
 #pragma unroll
-        for (int j = 0; j < kAtOnce; ++j) total[j].add(max_sum[j], part[j]);
+          for (int j = 0; j < kAtOnce; ++j) total[j].add(parts.max_sum[j][n], parts.part[j][n]);
+        }
       }
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
         if (first + j * kStep >= size) break;
-        const std::int64_t row = work.item.token * p.num_heads + work.first_head + at[j] / kHeadDim;
-        store_out(p, row, at[j] % kHeadDim, total[j].out, total[j].sum);
+        const int at = parts.at[j];
+        const std::int64_t row = work.item.token * p.num_heads + work.first_head + at / kHeadDim;
+        store_out(p, row, at % kHeadDim, total[j].out, total[j].sum);
       }
     }
+  }
+
+  // The partial sums of the item's split are written: merges the sequence's, if it is the last.
+  template <int kThreads>
+  __device__ static void finish(const AttentionArgs& args, const DecodeWork& work,
+                                const Plan& plan) {
+    if (plan.num_sums == 1) return;
+    any<kThreads>(false);
+    std::uint32_t* arrivals = args.arrivals + work.item.first_slot * gridDim.x + blockIdx.x;
+    bool merges = false;
+    if (threadIdx.x % kThreads == 0) merges = arrive(work, plan, arrivals);
+    if (any<kThreads>(merges)) merge_splits<kThreads>(args, work, plan);
   }
 };
 

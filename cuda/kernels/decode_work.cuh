@@ -68,8 +68,8 @@ struct DecodeWork {
     return work;
   }
 
-  // Calls f(work, next) for each item of the thread block of which something is seen; `next` is the
-  // item behind it, or itself where it is the last.
+  // Calls f(work, next, last) for each item of the thread block of which something is seen; `next`
+  // is the item behind it, or itself where it is the last.
   template <int kHeads, typename F>
   __device__ static void for_each(const AttentionArgs& args, F&& f) {
     const std::int32_t num_items = args.header->num_items;
@@ -80,8 +80,9 @@ struct DecodeWork {
       const DecodeWork work = make<kHeads>(args, item);
       i += static_cast<std::int32_t>(gridDim.y);
       if (i < num_items) item = load_item(args, i);
-      if (work.live()) f(work, item);
-      if (i >= num_items) return;
+      const bool last = i >= num_items;
+      if (work.live()) f(work, item, last);
+      if (last) return;
     }
   }
 };
@@ -90,6 +91,7 @@ struct DecodeWork {
 struct DecodeRing {
   std::uint32_t stages, full, empty;  // shared memory addresses
   int num_stages, stage_bytes;
+  int most_on_their_way;  // stages that are loaded at once
 
   struct Cursor {
     int index = 0, parity = 0;

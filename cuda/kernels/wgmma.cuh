@@ -59,6 +59,19 @@ __device__ inline void copy_box(std::uint32_t dst, const CUtensorMap& map, int c
       "l"(&map), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(barrier)
       : "memory");
 }
+// The same of what is read once: it makes room in the L2 cache before anything else does.
+__device__ inline void copy_box_once(std::uint32_t dst, const CUtensorMap& map, int c0, int c1,
+                                     int c2, int c3, std::uint32_t barrier) {
+  asm volatile(
+      "{\n"
+      ".reg .b64 policy;\n"
+      "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%2, %3, %4, %5}], [%6], policy;\n"
+      "}\n" ::"r"(dst),
+      "l"(&map), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(barrier)
+      : "memory");
+}
 __device__ inline void copy_box(std::uint32_t dst, const CUtensorMap& map, int c0, int c1,
                                 std::uint32_t barrier) {
   asm volatile(

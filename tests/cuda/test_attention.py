@@ -161,6 +161,18 @@ def test_a_sequence_gives_the_same_bytes_alone_and_in_a_batch(ops, dtype):
         assert torch.equal(check(ops, (q, cache, alone), dtype=dtype)[0], together[i])
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp8_e4m3"])
+def test_a_sequence_gives_the_same_bytes_alone_and_where_thread_blocks_take_many_splits(ops, dtype):
+    """Alone, the warps that compute a split merge it; else, but for the last, another warp."""
+    lens = [4097, 300, 1025, 2049] * 16
+    query, cache, batch = make_case(dtype, 128, 8, 4, 16, [1] * len(lens), [n - 1 for n in lens])
+    together = check(ops, (query, cache, batch), dtype=dtype)
+    for i in (0, 1, 2, 3, 60, 61, 62, 63):
+        alone = Batch([1], [lens[i] - 1], [batch.tables[i]], 16, batch.stride)
+        q = query[i : i + 1].clone()
+        assert torch.equal(check(ops, (q, cache, alone), dtype=dtype)[0], together[i])
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "fp8_e4m3"])
 @pytest.mark.parametrize("window", [0, 200])
 def test_a_prompt_gives_the_same_bytes_however_it_is_chunked(ops, dtype, window):
