@@ -105,6 +105,7 @@ class Measured:
     """What a run showed; the lists have one entry a step or one a request."""
 
     seconds: float = 0.0
+    step_seconds: list[float] = field(default_factory=list)
     step_tokens: list[int] = field(default_factory=list)
     step_samples: list[int] = field(default_factory=list)
     step_waste: list[float] = field(default_factory=list)
@@ -127,7 +128,9 @@ def measure(llm: LLM, lengths: list[tuple[int, int]], seed: int) -> Measured:
     no_progress = llm.on_step is not None or not sys.stderr.isatty()
     with tqdm(total=len(prompts), unit="request", disable=no_progress) as progress:
         while engine.has_unfinished():
+            started = time.perf_counter()
             updates = engine.step()
+            result.step_seconds.append(time.perf_counter() - started)
             if llm.on_step is not None:
                 llm.on_step()
             stats = engine.stats()
