@@ -155,7 +155,7 @@ void Engine::Impl::give_up() {
   samples.drop_started();
 }
 
-// A sequence ends: a step that runs ahead has no token for it.
+// A sequence ends: a step that runs ahead has no token for it, and those behind it move up later.
 void Engine::Impl::leave_lane(const SequenceState& state) {
   const auto lane = std::ranges::find(lanes, &state, &DecodeLane::state);
   if (lane != lanes.end()) *lane = {.has_ended = true};
