@@ -106,8 +106,10 @@ void linear_quantized(const LinearParams& params, Context& context) {
                      reinterpret_cast<float*>(memory + value_bytes),
                      reinterpret_cast<std::int32_t*>(memory + value_bytes + group_bytes)};
   quantize_rows(params, x, context.pool);
-  const LinearTask task{params,        x.values, stride, memory + value_bytes + 2 * group_bytes,
-                        scratch_bytes, x.scales, x.sums};
+  const LinearTask task{params,        x.values,
+                        stride,        memory + value_bytes + 2 * group_bytes,
+                        scratch_bytes, context.streams_stop_at_pages,
+                        x.scales,      x.sums};
   if (params.weights[0].dtype == DType::kInt8) return linear_int8(task, context.pool);
   linear_int4(task, context.pool);
 }
@@ -129,7 +131,8 @@ void linear(const LinearParams& params, Context& context) {
   const std::int64_t scratch_bytes = round_up(linear_scratch_bytes(params), kAlignment);
   std::byte* memory = context.workspace.reserve(x_bytes + context.pool.size() * scratch_bytes);
 
-  LinearTask task{params, params.x, params.x_stride, memory + x_bytes, scratch_bytes};
+  LinearTask task{params,           params.x,      params.x_stride,
+                  memory + x_bytes, scratch_bytes, context.streams_stop_at_pages};
   if (!in_place) {
     convert_rows(params, operand, stride, memory, context.pool);
     task.x = memory;

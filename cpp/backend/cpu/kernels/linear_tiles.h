@@ -8,10 +8,11 @@
 // and its row of x only.
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
+inline constexpr std::int64_t kLineBytes = 64;
 // Bytes of a row of x in a segment: several rows stay in the L1 cache, a panel's rows in L2.
 inline constexpr std::int64_t kSegmentBytes = 3072;
 // Rows of a packed panel lie so far apart, so that they do not push each other out of the cache.
-inline constexpr std::int64_t kPanelRowBytes = kSegmentBytes + 64;
+inline constexpr std::int64_t kPanelRowBytes = kSegmentBytes + kLineBytes;
 // A panel is up to so many blocks of kLanes outputs; of gate and up for one row of x, which reads a
 // panel once, more: every change from one to the other costs a stream from memory its start.
 inline constexpr int kPanelBlocks = 4;
@@ -49,12 +50,12 @@ class Prefetch {
     num_rows_ = by_input ? k_end - k : num_blocks * kLanes;
     row_bytes_ =
         by_input ? num_blocks * kLanes * sizeof(typename F::Weight) : F::weight_bytes(k_end - k);
-    const std::int64_t num_lines = num_rows_ * (row_bytes_ / 64 + 1);
+    const std::int64_t num_lines = num_rows_ * (row_bytes_ / kLineBytes + 1);
     lines_a_step_ = static_cast<int>((num_lines + num_steps - 1) / num_steps);
   }
 
   void step() {
-    for (int i = 0; i < lines_a_step_; ++i, next_ += 64) {
+    for (int i = 0; i < lines_a_step_; ++i, next_ += kLineBytes) {
       if (next_ >= end_ && !start_row()) return;
       prefetch_l2(next_);
     }
@@ -151,18 +152,24 @@ template <int R, int V>
   }
 }
 
-// The products of one row of x and one of weights.
-template <typename F>
+// How far ahead of a stream its weights are fetched into L2, on processors that stop at pages.
+inline constexpr std::int64_t kStreamAheadBytes = 8192;
+
+// The products of one row of x and one of weights, which are part of a stream.
+template <typename F, bool kFetchesAhead>
 [[gnu::always_inline]] inline Vec multiply_row(const typename F::Weight* w,
                                                const typename F::Operand* x,
                                                std::int64_t num_inputs) {
   constexpr int kUnroll = 6;
+  constexpr std::int64_t kVecBytes = F::kVecInputs * sizeof(*w);
   Vec acc = zero();
   std::int64_t k = 0;
   for (; k + kUnroll * F::kVecInputs <= num_inputs; k += kUnroll * F::kVecInputs) {
+    const auto* ahead = reinterpret_cast<const std::byte*>(w + k) + kStreamAheadBytes;
 #pragma GCC unroll 6
     for (int i = 0; i < kUnroll; ++i) {
       const std::int64_t at = k + i * F::kVecInputs;
+      if (kFetchesAhead && i * kVecBytes % kLineBytes == 0) prefetch_l2(ahead + i * kVecBytes);
       acc = F::multiply_add(acc, F::load_inputs(w + at), F::load_inputs(x + at));
     }
   }
@@ -178,10 +185,10 @@ template <typename F>
 inline constexpr int kStreamSegments = 8;
 
 // One row: the sums of one kOutIn block, whose weights are read in the order of memory, an output
-// after the other. The processor fetches such a stream ahead better than any prefetch would.
-template <typename F>
-void stream_block(const Block<F>& block, std::int64_t in_features, const typename F::Operand* x,
-                  float* sums) {
+// after the other.
+template <typename F, bool kFetchesAhead>
+void stream_block_once(const Block<F>& block, std::int64_t in_features,
+                       const typename F::Operand* x, float* sums) {
   for (int quad = 0; quad < block.num_outputs; quad += 4) {
     for (std::int64_t k = 0; k < in_features; k += kStreamSegments * segment_inputs<F>()) {
       const typename F::Weight* w[4];
@@ -193,7 +200,7 @@ void stream_block(const Block<F>& block, std::int64_t in_features, const typenam
         for (num_segments = 0; num_segments < kStreamSegments && rest > 0; ++num_segments) {
           const std::int64_t at = num_segments * segment_inputs<F>();
           const std::int64_t count = rest < segment_inputs<F>() ? rest : segment_inputs<F>();
-          acc[num_segments][0][v] = multiply_row<F>(w[v] + at, x + k + at, count);
+          acc[num_segments][0][v] = multiply_row<F, kFetchesAhead>(w[v] + at, x + k + at, count);
           rest -= count;
         }
       }
