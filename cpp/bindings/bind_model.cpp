@@ -231,6 +231,12 @@ void bind_model(py::module_& m) {
   bind_enums(m);
   bind_model_config(m);
 
+  m.def(
+      "address_of",
+      [](const py::buffer& memory) {
+        return reinterpret_cast<std::intptr_t>(memory.request().ptr);
+      },
+      py::arg("memory"));
   py::class_<Weights>(m, "Weights")
       .def(py::init(&make_weights), py::arg("tensors"))
       .def("__len__", [](const Weights& weights) { return weights.tensors.size(); })

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from tqdm import tqdm
-
 from pagedcore import _core
 from pagedcore._core import InvalidArgument
 from pagedcore.chat_template import ChatTemplate, Message
@@ -384,9 +382,13 @@ class LLM:
 
     def _serve(self, batch: Batch, use_tqdm: bool) -> None:
         """Steps until the batch is finished; other live requests advance with it."""
-        with tqdm(
-            total=batch.num_open, desc="Generating", unit="prompt", disable=not use_tqdm
-        ) as progress:
+        if not use_tqdm:
+            while batch.num_open:
+                self.step_for(batch)
+            return
+        from tqdm import tqdm
+
+        with tqdm(total=batch.num_open, desc="Generating", unit="prompt") as progress:
             while batch.num_open:
                 before = batch.num_open
                 self.step_for(batch)
