@@ -53,8 +53,8 @@ MODULE_OF_HEADER = {h: module for module, headers in PUBLIC_HEADERS.items() for 
 PYTHON_LAYERS = [
     ["_core"],
     [
-        *("interrupts", "outputs", "quantization_config", "sampling_params", "template_sandbox"),
-        *("tensors", "text"),
+        *("background", "interrupts", "outputs", "quantization_config", "sampling_params"),
+        *("template_sandbox", "tensors", "text"),
     ],
     [
         "chat_template",
@@ -66,7 +66,7 @@ PYTHON_LAYERS = [
         "quantized_checkpoint",
         "safetensors_file",
     ],
-    ["checkpoint", "text_pieces"],
+    ["checkpoint", "progress", "text_pieces"],
     ["quantization"],
     ["llm"],
     ["cli"],
