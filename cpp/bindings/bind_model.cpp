@@ -236,7 +236,7 @@ void bind_model(py::module_& m) {
   bind_enums(m);
   bind_model_config(m);
 
-  m.def(
+  m.def(  // of a buffer's first byte, for a PyTensor
       "address_of",
       [](const py::buffer& memory) {
         return reinterpret_cast<std::intptr_t>(memory.request().ptr);
