@@ -130,10 +130,10 @@ template <typename F, int R, int V, typename W, typename Before>
   step([rest](const auto* p) __attribute__((always_inline)) { return F::load_inputs(p, rest); }, k);
 }
 
-// The totals of V outputs for R rows of x, eight at a time, added to those of earlier segments
-// where this is not the first.
-template <int R, int V>
-[[gnu::always_inline]] inline void add_totals(const Vec (&acc)[R][V], bool first, float* sums) {
+// The totals of V outputs for R rows of x, eight at a time, stored to sums or, but for the first
+// segment, added to them.
+template <bool kFirst, int R, int V>
+[[gnu::always_inline]] inline void put_totals(const Vec (&acc)[R][V], float* sums) {
   constexpr int kRows = 8 / V;
 #pragma GCC unroll 4
   for (int row = 0; row < R; row += kRows) {
@@ -147,9 +147,15 @@ template <int R, int V>
     sum_each(parts[0], parts[1], totals[0], totals[kRows / 2]);
     for (int r = 0; r < kRows && row + r < R; ++r) {
       float* to = sums + (row + r) * kPanelWidth;
-      for (int v = 0; v < V; ++v) to[v] = first ? totals[r][v] : to[v] + totals[r][v];
+      for (int v = 0; v < V; ++v) to[v] = kFirst ? totals[r][v] : to[v] + totals[r][v];
     }
   }
+}
+
+// Two pieces of code, since one that asks for every total waits for each to pass through memory.
+template <int R, int V>
+[[gnu::always_inline]] inline void add_totals(const Vec (&acc)[R][V], bool first, float* sums) {
+  first ? put_totals<true>(acc, sums) : put_totals<false>(acc, sums);
 }
 
 // How far ahead of a stream its weights are fetched into L2, on processors that stop at pages.
@@ -285,8 +291,10 @@ void pack_block(const Block<F>& block, std::int64_t k, std::int64_t k_end, std::
 // Adds a quad of outputs of a segment, for R rows of x, to the sums of earlier segments (or to
 // nothing, if this is the first).
 template <typename F, int R>
-void multiply_tile(const typename F::Operand* const* w, const typename F::Operand* const* x,
-                   std::int64_t num_inputs, bool first, Prefetch<F>& prefetch, float* sums) {
+[[gnu::always_inline]] inline void multiply_tile(const typename F::Operand* const* w,
+                                                 const typename F::Operand* const* x,
+                                                 std::int64_t num_inputs, bool first,
+                                                 Prefetch<F>& prefetch, float* sums) {
   Vec acc[R][4];
   const auto fetch = [&](std::int64_t) __attribute__((always_inline)) { prefetch.step(); };
   multiply_rows<F, R, 4>(w, x, num_inputs, fetch, acc);
