@@ -12,6 +12,10 @@ namespace pagedcore {
 enum class Activation : std::int8_t { kNone, kSilu, kGelu, kGeluTanh, kRelu };
 enum class WeightLayout : std::int8_t { kOutIn, kInOut };  // kInOut: GPT-2's Conv1D
 
+// Outputs of a quantised matrix that lie side by side; behind the last, their memory has any
+// values.
+inline constexpr std::int64_t kBlockOutputs = 16;
+
 // One weight matrix of a linear op, used in place.
 struct LinearWeight {
   const void* data = nullptr;  // [out_features, in_features], or its transpose for kInOut
@@ -20,10 +24,12 @@ struct LinearWeight {
   std::int64_t out_features = 0;
   const void* bias = nullptr;  // [out_features]
   DType bias_dtype = DType::kFloat32;
-  // Quantised: value = (stored - zero_point) * scale, where stored is signed; kInt4: of each byte
-  // the low four bits come first and are stored + 8. One scale a group of group_size inputs, a
-  // power of two from 32 to 1024 that divides in_features.
-  const float* scales = nullptr;             // [in_features / group_size, out_features]
+  // Quantised (kOutIn): value = (stored - zero_point) * scale, in the order of the products: data
+  // is [blocks of kBlockOutputs outputs, in_features / n, kBlockOutputs, n], of kInt8 n = 4 bytes
+  // stored + 128; of kInt4 n = 8, stored + 8, the first four in the low four bits of four bytes,
+  // the others in the high ones. One scale a group of group_size inputs, a power of two from 32 to
+  // 1024 that divides in_features.
+  const float* scales = nullptr;             // [blocks, in_features / group_size, kBlockOutputs]
   const std::int8_t* zero_points = nullptr;  // same shape; null: all 0
   std::int64_t group_size = 0;
 
