@@ -6,7 +6,6 @@
 #include "cpp/base/thread_pool.h"
 #include "cpp/tensor/half.h"
 #include "pagedcore/error.h"
-#include "pagedcore/linear_ops.h"
 
 namespace pagedcore {
 namespace {

@@ -12,10 +12,6 @@ namespace pagedcore {
 enum class Activation : std::int8_t { kNone, kSilu, kGelu, kGeluTanh, kRelu };
 enum class WeightLayout : std::int8_t { kOutIn, kInOut };  // kInOut: GPT-2's Conv1D
 
-// Outputs of a quantised matrix that lie side by side; behind the last, their memory has any
-// values.
-inline constexpr std::int64_t kBlockOutputs = 16;
-
 // One weight matrix of a linear op, used in place.
 struct LinearWeight {
   const void* data = nullptr;  // [out_features, in_features], or its transpose for kInOut
@@ -24,11 +20,11 @@ struct LinearWeight {
   std::int64_t out_features = 0;
   const void* bias = nullptr;  // [out_features]
   DType bias_dtype = DType::kFloat32;
-  // Quantised (kOutIn): value = (stored - zero_point) * scale, in the order of the products: data
-  // is [blocks of kBlockOutputs outputs, in_features / n, kBlockOutputs, n], of kInt8 n = 4 bytes
-  // stored + 128; of kInt4 n = 8, stored + 8, the first four in the low four bits of four bytes,
-  // the others in the high ones. One scale a group of group_size inputs, a power of two from 32 to
-  // 1024 that divides in_features.
+  // Quantised: value = (q - zero_point) * scale with a signed q. data is [blocks of outputs,
+  // in_features / n, kBlockOutputs, n]: for every n inputs an output has four bytes. kInt8: n = 4
+  // bytes q + 128. kInt4: n = 8 halves of bytes q + 8, input i < 4 in the low four bits of byte i
+  // and input i + 4 in its high ones. One scale a group of group_size inputs, a power of two from
+  // 32 to 1024 that divides in_features.
   const float* scales = nullptr;             // [blocks, in_features / group_size, kBlockOutputs]
   const std::int8_t* zero_points = nullptr;  // same shape; null: all 0
   std::int64_t group_size = 0;

@@ -9,9 +9,9 @@ of inputs: a weight is (q - z) * s. They pack eight 4-bit or four 8-bit numbers 
 - AWQ (Lin et al. 2023), its "gemm" version: `qweight` [in, out / 8] and `qzeros` [groups, out / 8]
   pack outputs, even ones of each eight before odd ones.
 
-The kernels take blocks of outputs, see `LinearWeight` in pagedcore/linear_ops.h. Groups that are no
-power of two up to 1024, such as whole columns, become several groups with the same scale; inputs are
-sorted by their groups, and `x_order` tells where each was.
+The kernels take blocks of outputs, see `LinearWeight` in pagedcore/linear_ops.h. Groups that are
+no power of two up to 1024, such as whole columns, become several groups with the same scale; inputs
+are sorted by their groups, and `x_order` tells where each was.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "cpp/backend/cpu/kernels/quantize_rows.h"
-#include "pagedcore/linear_ops.h"
+#include "pagedcore/dtype.h"
 
 // How one dtype of weights meets x. Of floats, a Vec holds kVecInputs inputs of one output, those
 // of weights and of x side by side as they lie in memory, so that an output has kLanes sums, which
