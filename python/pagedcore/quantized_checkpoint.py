@@ -9,9 +9,9 @@ of inputs: a weight is (q - z) * s. They pack eight 4-bit or four 8-bit numbers 
 - AWQ (Lin et al. 2023), its "gemm" version: `qweight` [in, out / 8] and `qzeros` [groups, out / 8]
   pack outputs, even ones of each eight before odd ones.
 
-The kernels take rows of outputs, see `LinearWeight` in pagedcore/ops.h. Groups that are no power of
-two up to 1024, such as whole columns, become several groups with the same scale; inputs are sorted
-by their groups, and `x_order` tells where each was.
+The kernels take blocks of outputs, see `LinearWeight` in pagedcore/linear_ops.h. Groups that are
+no power of two up to 1024, such as whole columns, become several groups with the same scale; inputs
+are sorted by their groups, and `x_order` tells where each was.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from pagedcore.tensors import Tensor, as_array, from_array, release_pages
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the output whose number is the i-th of an int32, low first
 _PARTS = ("qweight", "qzeros", "scales", "g_idx")
 _LARGEST_GROUP = 1024
+_BLOCK_OUTPUTS = 16
 
 Array = NDArray[Any]
 
@@ -86,21 +87,21 @@ def _repack_matrix(
     order = _order(name, matrix, size, num_inputs)
 
     packed = _integers(f"{name}.qweight", matrix["qweight"])
-    if by_inputs and order is None:
-        data = np.ascontiguousarray(packed.T).view(np.uint8)  # an output's inputs, low bits first
-    else:
-        numbers = _unpack_inputs(packed, settings.bits) if by_inputs else _unpack_awq(packed)
-        data = _pack_rows(numbers if order is None else numbers[order], settings.bits)
-    if settings.bits == 8:
-        data = data ^ np.uint8(0x80)  # from 0 to 255 becomes signed
+    numbers = _unpack_inputs(packed, settings.bits) if by_inputs else _unpack_awq(packed)
+    data = _pack_blocks(numbers if order is None else numbers[order], settings.bits)
+    shape = (*data.shape[:3], per_int32)
 
     parts = _split_groups(f"{name}.qweight", size)
+
+    def per_group(numbers: Array) -> Array:
+        return _blocks(np.repeat(numbers, parts, axis=0))
+
     result = {
-        "": Tensor(data.ctypes.data, f"int{settings.bits}", (num_outputs, num_inputs), data),
-        ".scales": from_array(np.repeat(scales, parts, axis=0), f"{name}.scales"),
+        "": Tensor(data.ctypes.data, f"int{settings.bits}", shape, data),
+        ".scales": from_array(per_group(scales), f"{name}.scales"),
     }
     if zeros.any():
-        result[".zero_points"] = from_array(np.repeat(zeros, parts, axis=0), f"{name}.qzeros")
+        result[".zero_points"] = from_array(per_group(zeros), f"{name}.qzeros")
     if order is not None:
         result[".x_order"] = from_array(order.astype(np.int32), f"{name}.g_idx")
     return result
@@ -190,11 +191,21 @@ def _unpack_awq(packed: Array) -> Array:
     return numbers.reshape(len(packed), -1)
 
 
-def _pack_rows(numbers: Array, bits: int) -> Array:
-    """From uint8 [inputs, outputs] to bytes [outputs, inputs * bits / 8], low bits first."""
-    if bits == 4:
-        numbers = numbers[0::2] | (numbers[1::2] << 4)
-    return np.ascontiguousarray(numbers.T)
+def _blocks(rows: Array) -> Array:
+    """From [n, outputs] to [blocks, n, 16]; zeros behind the last output."""
+    padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % _BLOCK_OUTPUTS)))
+    blocks = padded.reshape(len(rows), -1, _BLOCK_OUTPUTS).transpose(1, 0, 2)
+    return np.ascontiguousarray(blocks)
+
+
+def _pack_blocks(numbers: Array, bits: int) -> Array:
+    """From uint8 [inputs, outputs] to bytes [blocks, inputs * bits / 32, 16, 4]."""
+    units = numbers.reshape(-1, 32 // bits, numbers.shape[1])
+    quads = units if bits == 8 else units[:, :4] | (units[:, 4:] << 4)
+    blocks = _blocks(quads.reshape(-1, numbers.shape[1]))
+    return np.ascontiguousarray(
+        blocks.reshape(len(blocks), -1, 4, _BLOCK_OUTPUTS).transpose(0, 1, 3, 2)
+    )
 
 
 def _split_groups(name: str, size: int) -> int:

@@ -95,8 +95,7 @@ void store_tile(const Tile& tile, T* y) {
 void linear_quantized(const LinearParams& params, Context& context) {
   const std::int64_t num_groups =
       params.num_rows * (params.in_features / params.weights[0].group_size);
-  const std::int64_t whole = round_up(params.in_features, kEvenOddInputs);
-  const std::int64_t stride = whole + (aliases(whole) ? kSpreadBytes : 0);
+  const std::int64_t stride = params.in_features + (aliases(params.in_features) ? kSpreadBytes : 0);
   const std::int64_t value_bytes = round_up(params.num_rows * stride, kAlignment);
   const std::int64_t group_bytes = round_up(num_groups * sizeof(float), kAlignment);
   const std::int64_t scratch_bytes = round_up(linear_scratch_bytes(params), kAlignment);
@@ -145,7 +144,7 @@ void linear(const LinearParams& params, Context& context) {
 
 std::int64_t linear_scratch_bytes(const LinearParams& params) {
   const std::int64_t rows = round_up(params.num_rows, kTileRows) + kMaxTileRows;
-  return kPanelBytes + kCopyBytes + rows * kPanelWidth * static_cast<std::int64_t>(sizeof(float));
+  return kPanelBytes + rows * kPanelWidth * static_cast<std::int64_t>(sizeof(float));
 }
 
 void store_outputs(const LinearParams& params, const OutputRange& range, std::int64_t row,

@@ -28,13 +28,13 @@ constexpr std::int64_t segment_inputs() {
 // kLanes outputs of one weight matrix, the last `kLanes - num_outputs` of them absent.
 template <typename F>
 struct Block {
-  const char* data;     // of the first output
-  std::int64_t stride;  // bytes between outputs (kOutIn) or inputs (kInOut)
+  const char* data;  // of the first output
+  std::int64_t
+      stride;  // bytes between outputs (kOutIn) or inputs (kInOut); of quantised ones lines
   WeightLayout layout;
   int num_outputs;
-  const float* scales = nullptr;  // of quantised weights: [groups of inputs, num_outputs]
+  const float* scales = nullptr;  // of quantised weights: groups of inputs, kBlockOutputs apart
   const std::int8_t* zero_points = nullptr;  // the same
-  std::int64_t scale_stride = 0;             // elements between groups
 };
 
 // Fetches the inputs [k, k_end) of some blocks into the L2 cache, a few lines at every step of a
@@ -47,9 +47,9 @@ class Prefetch {
            std::int64_t num_steps)
       : blocks_(blocks), k_(k) {
     const bool by_input = blocks->layout == WeightLayout::kInOut;
-    num_rows_ = by_input ? k_end - k : num_blocks * kLanes;
-    row_bytes_ =
-        by_input ? num_blocks * kLanes * sizeof(typename F::Weight) : F::weight_bytes(k_end - k);
+    num_rows_ = by_input ? k_end - k : num_blocks * kRowsOfBlock;
+    row_bytes_ = by_input ? num_blocks * kLanes * sizeof(typename F::Weight)
+                          : kRowOutputs * F::weight_bytes(k_end - k);
     const std::int64_t num_lines = num_rows_ * (row_bytes_ / kLineBytes + 1);
     lines_a_step_ = static_cast<int>((num_lines + num_steps - 1) / num_steps);
   }
@@ -68,13 +68,18 @@ class Prefetch {
       return false;
     }
     const bool by_input = blocks_->layout == WeightLayout::kInOut;
-    const Block<F>& block = by_input ? blocks_[0] : blocks_[row_ / kLanes];
-    next_ = block.data + (by_input ? (k_ + row_) * block.stride
-                                   : row_ % kLanes * block.stride + F::weight_bytes(k_));
+    const Block<F>& block = by_input ? blocks_[0] : blocks_[row_ / kRowsOfBlock];
+    next_ = block.data +
+            (by_input ? (k_ + row_) * block.stride
+                      : row_ % kRowsOfBlock * block.stride + kRowOutputs * F::weight_bytes(k_));
     end_ = next_ + row_bytes_;
     ++row_;
     return true;
   }
+
+  // Outputs whose weights of the same inputs lie in one piece.
+  static constexpr int kRowOutputs = F::kQuantized ? kBlockOutputs : 1;
+  static constexpr int kRowsOfBlock = F::kQuantized ? 1 : kLanes;
 
   const Block<F>* blocks_ = nullptr;
   std::int64_t k_ = 0;
