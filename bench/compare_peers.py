@@ -220,14 +220,15 @@ class Comparison:
 
 
 def write_tables(args: argparse.Namespace) -> None:
-    """Prints the tables of --out, and puts them into --document."""
+    """Prints the tables of --out, and puts them into --document: of peers_X.jsonl at X."""
     results = [json.loads(line) for line in args.out.read_text().splitlines()]
     for weights in BITS:
         if any((line["size"], line["weights"]) == (args.size, weights) for line in results):
             table = Table(results, args.size, weights).markdown()
             print(table + "\n")
             if args.document:
-                write_into(args.document, f"{args.size}, {weights}", table)
+                place = args.out.stem.removeprefix("peers_")
+                write_into(args.document, f"{place}, {weights}", table)
 
 
 def host_turn(engine: str, running: int, microseconds: float) -> dict:
