@@ -52,7 +52,10 @@ MODULE_OF_HEADER = {h: module for module, headers in PUBLIC_HEADERS.items() for 
 # Python modules from the bottom up; one may import only from the rows above its own.
 PYTHON_LAYERS = [
     ["_core"],
-    ["interrupts", "outputs", "sampling_params", "template_sandbox", "tensors", "text"],
+    [
+        *("background", "interrupts", "outputs", "quantization_config", "sampling_params"),
+        *("template_sandbox", "tensors", "text"),
+    ],
     [
         "chat_template",
         "config",
@@ -63,7 +66,7 @@ PYTHON_LAYERS = [
         "quantized_checkpoint",
         "safetensors_file",
     ],
-    ["checkpoint", "text_pieces"],
+    ["checkpoint", "progress", "text_pieces"],
     ["quantization"],
     ["llm"],
     ["cli"],

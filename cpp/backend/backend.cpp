@@ -77,7 +77,7 @@ void check_weight(const LinearParams& params, const LinearWeight& weight) {
                     "linear: weight dtype must be float32, float16, bfloat16, int8 or int4, got ",
                     dtype_name(weight.dtype));
   PAGEDCORE_REQUIRE(weight.layout == WeightLayout::kOutIn,
-                    "linear: quantised weights must be [out_features, in_features]");
+                    "linear: quantised weights must be kOutIn");
   require_data("linear", "scales", weight.scales);
   const std::int64_t size = weight.group_size;
   PAGEDCORE_REQUIRE(size >= 32 && size <= 1024 && (size & (size - 1)) == 0 &&

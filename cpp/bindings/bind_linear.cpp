@@ -75,7 +75,16 @@ void linear(Backend& backend, const py::object& x, const std::vector<py::object>
   backend.linear(params);
 }
 
-// Bytes [out, in], or [out, in / 2] for int4, and scales [in / group_size, out].
+// The shape of the bytes of a quantised matrix.
+std::vector<std::int64_t> byte_shape(const TensorView& data) {
+  return {data.shape[0], data.shape[1], data.shape[2], 4};
+}
+
+std::vector<std::int64_t> shape_of(const TensorView& view) {
+  return {view.shape.begin(), view.shape.begin() + view.rank};
+}
+
+// Bytes and scales as LinearWeight describes them.
 py::tuple quantize(const py::object& weight, const std::string& dtype, std::int64_t group_size,
                    const std::string& weight_dtype, int num_threads) {
   const ArrayArg array(weight, "weight", weight_dtype);
@@ -83,8 +92,10 @@ py::tuple quantize(const py::object& weight, const std::string& dtype, std::int6
   TensorView view{array.data(), array.dtype(), 2, {array.shape()[0], array.shape()[1]}};
   const DType target = dtype_from_name(dtype);
   PAGEDCORE_REQUIRE(group_size > 0, "group_size must be positive, got ", group_size);
-  py::array_t<std::int8_t> data({view.shape[0], view.shape[1] * dtype_bits(target) / 8});
-  py::array_t<float> scales({view.shape[1] / group_size, view.shape[0]});
+  py::array_t<std::int8_t> data(
+      byte_shape(quantized_data_view(target, view.shape[0], view.shape[1])));
+  py::array_t<float> scales(
+      shape_of(quantized_scales_view(view.shape[0], view.shape[1] / group_size)));
   auto* const bytes = reinterpret_cast<std::uint8_t*>(data.mutable_data());
   float* const factors = scales.mutable_data();
   {
@@ -111,18 +122,21 @@ void linear_quantized(Backend& backend, const py::object& x, const py::object& d
   params.x_stride = params.in_features;
   LinearWeight& weight = params.weights[0];
   weight.dtype = dtype_from_name(dtype);
-  bytes.require_shape({-1, params.in_features * dtype_bits(weight.dtype) / 8});
-  weight.data = bytes.data();
-  weight.out_features = bytes.shape()[0];
+  out.require_shape({params.num_rows, -1});
+  weight.out_features = out.shape()[1];
+  weight.data = bytes
+                    .require_shape(byte_shape(
+                        quantized_data_view(weight.dtype, weight.out_features, params.in_features)))
+                    .data();
   weight.group_size = group_size;
   PAGEDCORE_REQUIRE(group_size > 0, "group_size must be positive, got ", group_size);
-  const std::vector<std::int64_t> groups = {params.in_features / group_size, weight.out_features};
+  const std::vector<std::int64_t> groups =
+      shape_of(quantized_scales_view(weight.out_features, params.in_features / group_size));
   weight.scales = factors.require_shape(groups).as<float>();
   if (zero_points) {
     weight.zero_points =
         ArrayArg(*zero_points, "zero_points", "int8").require_shape(groups).as<std::int8_t>();
   }
-  out.require_shape({params.num_rows, weight.out_features});
   params.y = out.data();
   params.y_stride = weight.out_features;
   const py::gil_scoped_release no_gil;

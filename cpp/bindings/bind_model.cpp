@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cpp/backend/cpu/memory.h"
 #include "cpp/bindings/bindings.h"
 #include "cpp/model/rope.h"
 #include "pagedcore/decoder.h"
@@ -59,6 +60,10 @@ std::map<std::string, std::tuple<std::string, std::vector<std::int64_t>>> descri
     result.emplace(name, std::tuple(std::string(dtype_name(view.dtype)), shape));
   }
   return result;
+}
+
+void fault_in(const Weights& weights) {
+  for (const auto& [name, view] : weights.tensors) cpu::fault_in(view.data, view.num_bytes());
 }
 
 Weights quantize_with_progress(
@@ -231,10 +236,17 @@ void bind_model(py::module_& m) {
   bind_enums(m);
   bind_model_config(m);
 
+  m.def(  // of a buffer's first byte, for a PyTensor
+      "address_of",
+      [](const py::buffer& memory) {
+        return reinterpret_cast<std::intptr_t>(memory.request().ptr);
+      },
+      py::arg("memory"));
   py::class_<Weights>(m, "Weights")
       .def(py::init(&make_weights), py::arg("tensors"))
       .def("__len__", [](const Weights& weights) { return weights.tensors.size(); })
-      .def("describe", &describe);
+      .def("describe", &describe)
+      .def("fault_in", &fault_in, py::call_guard<py::gil_scoped_release>());
   m.def("quantize_weights", &quantize_with_progress, py::arg("config"), py::arg("weights"),
         py::arg("dtype"), py::arg("group_size") = 32, py::arg("num_threads") = 0,
         py::arg("progress") = py::none());

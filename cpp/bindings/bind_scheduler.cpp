@@ -88,7 +88,7 @@ void def_with_spec(Class& type, const char* name, Function function, const Args&
            py::arg("tenant") = "", py::arg("cache_salt") = "", py::arg("read_prefix_cache") = true);
 }
 
-void bind_enums(py::module_& m) {
+void bind_scheduler_enums(py::module_& m) {
   py::native_enum<PreemptionMode>(m, "PreemptionMode", "enum.Enum")
       .value("RECOMPUTE", PreemptionMode::kRecompute)
       .value("SWAP", PreemptionMode::kSwap)
@@ -285,7 +285,7 @@ void bind_class(py::module_& m) {
 void bind_scheduler_stats(py::module_& m);
 
 void bind_scheduler(py::module_& m) {
-  bind_enums(m);
+  bind_scheduler_enums(m);
   bind_scheduler_config(m);
   bind_plan(m);
   bind_sequence(m);

@@ -8,8 +8,8 @@
 namespace pagedcore {
 namespace {
 
-std::int64_t microseconds_between(Clock::time_point begin, Clock::time_point end) {
-  return std::chrono::duration_cast<std::chrono::microseconds>(end - begin).count();
+std::int64_t microseconds_since(Clock::time_point begin) {
+  return std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - begin).count();
 }
 
 std::int32_t max_total_tokens(std::int32_t num_prompt_tokens, const SamplingParams& params,
@@ -179,7 +179,7 @@ void Engine::Impl::finish_sequence(RequestId id, std::int32_t index) {
 
 RequestMetrics Engine::Impl::metrics_of(const RequestState& request) const {
   RequestMetrics metrics = request.metrics;
-  metrics.total_us = microseconds_between(request.arrival, Clock::now());
+  metrics.total_us = microseconds_since(request.arrival);
   return metrics;
 }
 

@@ -5,14 +5,25 @@
 #include <span>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "cpp/model/families.h"
 #include "pagedcore/error.h"
+#include "pagedcore/quantize.h"
 
 namespace pagedcore {
 namespace {
 
-using Shape = std::initializer_list<std::int64_t>;
+// The sizes of a list or of a view.
+class Shape {
+ public:
+  Shape(std::initializer_list<std::int64_t> sizes) : sizes_(sizes) {}
+  Shape(const TensorView& view) : sizes_(view.shape.begin(), view.shape.begin() + view.rank) {}
+  operator std::span<const std::int64_t>() const { return sizes_; }
+
+ private:
+  std::vector<std::int64_t> sizes_;
+};
 
 std::string shape_text(std::span<const std::int64_t> shape) {
   std::string text = "[";
@@ -51,7 +62,7 @@ class Binder {
   };
 
   std::string find_prefix() const;
-  const TensorView& find(const std::string& name, Shape shape, DTypes allowed = kFloats);
+  const TensorView& find(const std::string& name, const Shape& shape, DTypes allowed = kFloats);
   NormWeights norm(const std::string& name, std::int64_t width, bool has_bias);
   Matrices matrices(std::initializer_list<Part> parts, std::int64_t in_features, bool has_bias);
   LinearWeight float_matrix(const std::string& name, const Part& part, std::int64_t in_features);
@@ -81,8 +92,8 @@ std::string Binder::find_prefix() const {
   return std::string(names_.prefixes[0]);
 }
 
-const TensorView& Binder::find(const std::string& name, Shape shape, DTypes allowed) {
-  const std::span<const std::int64_t> expected(shape.begin(), shape.size());
+const TensorView& Binder::find(const std::string& name, const Shape& shape, DTypes allowed) {
+  const std::span<const std::int64_t> expected(shape);
   const auto found = tensors_.find(name);
   PAGEDCORE_REQUIRE(found != tensors_.end(), "tensor '", name, "' is missing; ",
                     config_.architecture, " needs it with shape ", shape_text(expected));
@@ -144,16 +155,19 @@ LinearWeight Binder::quantized_matrix(const std::string& name, std::int64_t out_
                                       Matrices& op) {
   LinearWeight weight;
   weight.out_features = out_features;
-  const TensorView& data = find(name, {out_features, op.in_features}, {DType::kInt8, DType::kInt4});
-  weight.data = data.data;
-  weight.dtype = data.dtype;
-  const std::int64_t num_groups = std::max<std::int64_t>(tensors_.at(name + ".scales").shape[0], 1);
-  const TensorView& scales = find(name + ".scales", {num_groups, out_features}, {DType::kFloat32});
+  const auto found = tensors_.find(name);
+  const bool is_int4 = found != tensors_.end() && found->second.dtype == DType::kInt4;
+  weight.dtype = is_int4 ? DType::kInt4 : DType::kInt8;
+  weight.data =
+      find(name, quantized_data_view(weight.dtype, out_features, op.in_features), {weight.dtype})
+          .data;
+  const std::int64_t num_groups = std::max<std::int64_t>(tensors_.at(name + ".scales").shape[1], 1);
+  const TensorView per_group = quantized_scales_view(out_features, num_groups);
+  const TensorView& scales = find(name + ".scales", per_group, {DType::kFloat32});
   weight.scales = static_cast<const float*>(scales.data);
   weight.group_size = op.in_features / num_groups;
   if (tensors_.contains(name + ".zero_points")) {
-    const TensorView& zeros =
-        find(name + ".zero_points", {num_groups, out_features}, {DType::kInt8});
+    const TensorView& zeros = find(name + ".zero_points", per_group, {DType::kInt8});
     weight.zero_points = static_cast<const std::int8_t*>(zeros.data);
   }
   const std::int32_t* x_order = nullptr;

@@ -19,6 +19,7 @@ constexpr std::int64_t kAlignment = 64;
 struct Rounding {
   std::string name;
   TensorView source;
+  std::int64_t group_size;
   bool transposed = false;
   TensorView data = {};
   TensorView scales = {};
@@ -32,10 +33,6 @@ struct Plan {
   std::int64_t bytes = 0;
   std::int64_t num_weights = 0;
 };
-
-TensorView matrix_view(DType dtype, std::int64_t rows, std::int64_t columns) {
-  return {.dtype = dtype, .rank = 2, .shape = {rows, columns}};
-}
 
 // The largest power of two up to `most` that divides `in_features`; 0 if it is below 32.
 std::int64_t group_size_for(std::int64_t in_features, std::int64_t most) {
@@ -79,10 +76,11 @@ Plan make_plan(const ModelConfig& config, const Weights& weights,
     const std::int64_t out_features = source.shape[transposed ? 1 : 0];
     const std::int64_t group_size = group_size_for(in_features, quantization.group_size);
     if (group_size == 0) continue;
-    Rounding matrix{.name = name, .source = source, .transposed = transposed};
+    Rounding matrix{
+        .name = name, .source = source, .group_size = group_size, .transposed = transposed};
     matrix.data =
-        matrix_view(is_head ? DType::kInt8 : quantization.dtype, out_features, in_features);
-    matrix.scales = matrix_view(DType::kFloat32, in_features / group_size, out_features);
+        quantized_data_view(is_head ? DType::kInt8 : quantization.dtype, out_features, in_features);
+    matrix.scales = quantized_scales_view(out_features, in_features / group_size);
     matrix.data_offset = take(matrix.data);
     matrix.scales_offset = take(matrix.scales);
     plan.weights.tensors.insert_or_assign(name, matrix.data);
@@ -123,7 +121,7 @@ Weights quantize_weights(const ModelConfig& config, const Weights& weights,
     std::uint8_t* const scales = base + matrix.scales_offset;
     const WeightRounding rounding{
         .dtype = matrix.data.dtype,
-        .group_size = matrix.data.shape[1] / matrix.scales.shape[0],
+        .group_size = matrix.group_size,
         .transposed = matrix.transposed,
         .num_threads = quantization.num_threads,
     };

@@ -44,20 +44,26 @@ float largest(const float* x, std::int64_t count) {
   return high >= -low ? high : low;
 }
 
+// Rounds a group of one output of a block; `out` is where its bytes of the group's first line lie.
 void round_group(const float* x, std::int64_t count, DType dtype, float inverse,
                  std::uint8_t* out) {
+  constexpr std::int64_t kLineBytes = 4 * kBlockOutputs;
+  const auto rounded = [&](std::int64_t i, float least, float most) {
+    return static_cast<int>(std::clamp(round_to_whole(x[i] * inverse), least, most));
+  };
   if (dtype == DType::kInt8) {
     for (std::int64_t i = 0; i < count; ++i) {
-      const float rounded = std::clamp(round_to_whole(x[i] * inverse), -127.0f, 127.0f);
-      out[i] = static_cast<std::uint8_t>(static_cast<std::int8_t>(rounded));
+      out[i / 4 * kLineBytes + i % 4] =
+          static_cast<std::uint8_t>(rounded(i, -127.0f, 127.0f) + 128);
     }
     return;
   }
-  const auto nibble = [&](float value) {
-    return static_cast<int>(std::clamp(round_to_whole(value * inverse), -8.0f, 7.0f)) + 8;
-  };
-  for (std::int64_t i = 0; i < count; i += 2) {
-    out[i / 2] = static_cast<std::uint8_t>(nibble(x[i]) | nibble(x[i + 1]) << 4);
+  const auto nibble = [&](std::int64_t i) { return rounded(i, -8.0f, 7.0f) + 8; };
+  for (std::int64_t i = 0; i < count; i += 8) {
+    for (std::int64_t byte = 0; byte < 4; ++byte) {
+      out[i / 8 * kLineBytes + byte] =
+          static_cast<std::uint8_t>(nibble(i + byte) | nibble(i + byte + 4) << 4);
+    }
   }
 }
 
@@ -81,24 +87,46 @@ void quantize_weight(const TensorView& weight, const WeightRounding& rounding, s
                     "quantize_weight: group_size must be a power of two from 32 to 1024 that "
                     "divides the number of inputs ",
                     num_inputs, ", got ", group_size);
-  const std::int64_t per_byte = 8 / dtype_bits(dtype);
+  const std::int64_t output_bytes = num_inputs * dtype_bits(dtype) / 8;
+  const std::int64_t num_groups = num_inputs / group_size;
+  const std::int64_t num_blocks = (num_outputs + kBlockOutputs - 1) / kBlockOutputs;
   const float most = dtype == DType::kInt8 ? 127.0f : -8.0f;
   const std::int64_t output_stride = rounding.transposed ? 1 : num_inputs;
   const std::int64_t input_stride = rounding.transposed ? num_outputs : 1;
   ThreadPool pool(rounding.num_threads > 0 ? rounding.num_threads : num_usable_cpus());
   pool.run([&](int thread) {
     float group[1024];
-    const std::int64_t end = num_outputs * (thread + 1) / pool.size();
-    for (std::int64_t row = num_outputs * thread / pool.size(); row < end; ++row) {
+    const auto round_output = [&](std::int64_t output) {
+      const std::int64_t lane = output % kBlockOutputs;
+      std::uint8_t* const bytes = data + (output - lane) * output_bytes + 4 * lane;
+      float* const factors = scales + (output - lane) * num_groups + lane;
       for (std::int64_t k = 0; k < num_inputs; k += group_size) {
-        widen(weight, row * output_stride + k * input_stride, input_stride, group_size, group);
+        if (output < num_outputs) {
+          widen(weight, output * output_stride + k * input_stride, input_stride, group_size, group);
+        } else {
+          std::fill_n(group, group_size, 0.0f);
+        }
         const float scale = largest(group, group_size) / most;
-        scales[k / group_size * num_outputs + row] = scale;
+        factors[k / group_size * kBlockOutputs] = scale;
         round_group(group, group_size, dtype, scale != 0.0f ? 1.0f / scale : 0.0f,
-                    data + (row * num_inputs + k) / per_byte);
+                    bytes + k * dtype_bits(dtype) / 8 * kBlockOutputs);
       }
-    }
+    };
+    const std::int64_t end = num_blocks * (thread + 1) / pool.size() * kBlockOutputs;
+    std::int64_t output = num_blocks * thread / pool.size() * kBlockOutputs;
+    for (; output < end; ++output) round_output(output);
   });
+}
+
+TensorView quantized_data_view(DType dtype, std::int64_t num_outputs, std::int64_t num_inputs) {
+  const std::int64_t num_blocks = (num_outputs + kBlockOutputs - 1) / kBlockOutputs;
+  const std::int64_t unit = 32 / dtype_bits(dtype);
+  return {.dtype = dtype, .rank = 4, .shape = {num_blocks, num_inputs / unit, kBlockOutputs, unit}};
+}
+
+TensorView quantized_scales_view(std::int64_t num_outputs, std::int64_t num_groups) {
+  const std::int64_t num_blocks = (num_outputs + kBlockOutputs - 1) / kBlockOutputs;
+  return {.dtype = DType::kFloat32, .rank = 3, .shape = {num_blocks, num_groups, kBlockOutputs}};
 }
 
 }  // namespace pagedcore

@@ -27,4 +27,8 @@ PAGEDCORE_API std::string_view dtype_name(DType dtype);
 // The inverse of dtype_name. Throws InvalidArgument with the list of names.
 PAGEDCORE_API DType dtype_from_name(std::string_view name);
 
+// Outputs of a quantised matrix that lie side by side. The last block is whole in memory, with any
+// values where there are no outputs.
+inline constexpr std::int64_t kBlockOutputs = 16;
+
 }  // namespace pagedcore

@@ -20,10 +20,12 @@ struct LinearWeight {
   std::int64_t out_features = 0;
   const void* bias = nullptr;  // [out_features]
   DType bias_dtype = DType::kFloat32;
-  // Quantised: value = (stored - zero_point) * scale, where stored is signed; kInt4: of each byte
-  // the low four bits come first and are stored + 8. One scale a group of group_size inputs, a
-  // power of two from 32 to 1024 that divides in_features.
-  const float* scales = nullptr;             // [in_features / group_size, out_features]
+  // Quantised: value = (q - zero_point) * scale with a signed q. data is [blocks of outputs,
+  // in_features / n, kBlockOutputs, n]: for every n inputs an output has four bytes. kInt8: n = 4
+  // bytes q + 128. kInt4: n = 8 halves of bytes q + 8, input i < 4 in the low four bits of byte i
+  // and input i + 4 in its high ones. One scale a group of group_size inputs, a power of two from
+  // 32 to 1024 that divides in_features.
+  const float* scales = nullptr;             // [blocks, in_features / group_size, kBlockOutputs]
   const std::int8_t* zero_points = nullptr;  // same shape; null: all 0
   std::int64_t group_size = 0;
 

@@ -29,9 +29,9 @@ PAGEDCORE_API std::string to_string(const TensorView& view);
 // A checkpoint's tensors by name, used where they lie. `keep_alive` holds what they lie in
 // (a mapped file, numpy arrays) for as long as any copy of this object lives.
 //
-// A quantised matrix "m" is kInt8 or kInt4 of shape [out, in] in the form that LinearWeight
-// describes, with "m.scales" float32 [groups, out] beside it; "m.zero_points" int8 [groups, out]
-// and "m.x_order" int32 [in] (as in LinearParams) may be missing.
+// A quantised matrix "m" is kInt8 or kInt4 in the form that LinearWeight describes, with the
+// "m.scales" described there beside it; "m.zero_points" and "m.x_order" (as in LinearParams) may be
+// missing.
 struct Weights {
   std::map<std::string, TensorView, std::less<>> tensors;
   std::shared_ptr<const void> keep_alive;

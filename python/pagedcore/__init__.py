@@ -4,7 +4,8 @@
 `Scheduler` are its block bookkeeping, usable without a model; `ops` are its kernels on arrays.
 """
 
-from pagedcore import ops
+from typing import TYPE_CHECKING, Any
+
 from pagedcore._core import (
     BackendUnavailable,
     BlockAllocator,
@@ -23,6 +24,9 @@ from pagedcore._core import (
 from pagedcore.llm import LLM, SHIPPED_MODEL
 from pagedcore.outputs import CompletionOutput, Logprob, RequestOutput
 from pagedcore.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from pagedcore import ops
 
 __all__ = [
     "LLM",
@@ -46,3 +50,12 @@ __all__ = [
     "__version__",
     "ops",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports `ops` where it is first used: it needs numpy, which serving token ids does not."""
+    if name == "ops":
+        import pagedcore.ops as module
+
+        return module
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pagedcore._core import InvalidArgument
-from pagedcore.quantized_checkpoint import QUANTIZED_PARTS, repack
+from pagedcore.quantization_config import QUANTIZED_PARTS, read_settings
 from pagedcore.safetensors_file import read_safetensors
 from pagedcore.tensors import USABLE_DTYPES, Tensor, check_dtype, convert, dtype_of, from_array
 
@@ -65,7 +65,7 @@ def load_checkpoint(model: str | os.PathLike[str], dtype: str = "auto") -> Check
     folder = resolve_model(model)
     config = read_json(folder / "config.json")
     generation = folder / "generation_config.json"
-    tensors, quantized = repack(config, _read_weights(folder), folder)
+    tensors, quantized = _split(_read_weights(folder), config, folder)
     tensors = {name: convert(tensor, dtype, name) for name, tensor in tensors.items()}
     return Checkpoint(
         config=config,
@@ -90,7 +90,7 @@ def checkpoint_from_tensors(
     """
     check_dtype(dtype)
     usable = {name: from_array(array, name) for name, array in tensors.items()}
-    usable, quantized = repack(config, usable)
+    usable, quantized = _split(usable, config)
     converted = {name: convert(tensor, dtype, name) for name, tensor in usable.items()}
     return Checkpoint(config=dict(config), tensors=converted | quantized)
 
@@ -146,6 +146,18 @@ def _download(hub_id: str) -> Path:
             f"hub ({type(error).__name__}: {reason}). Offline, download it elsewhere and pass the "
             f"folder that holds config.json: LLM('/path/to/{hub_id.split('/')[1]}')"
         ) from None
+
+
+def _split(
+    tensors: dict[str, Tensor], config: Mapping[str, Any], folder: Path | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors to use as they are, and those of quantised matrices, repacked."""
+    settings = read_settings(config, folder)
+    if settings is None:
+        return tensors, {}
+    from pagedcore.quantized_checkpoint import repack
+
+    return repack(tensors, settings)
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:

@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from tqdm import tqdm
-
 from pagedcore import _core
 from pagedcore._core import InvalidArgument
+from pagedcore.background import Background
 from pagedcore.chat_template import ChatTemplate, Message
 from pagedcore.checkpoint import Checkpoint, checkpoint_from_tensors, load_checkpoint
 from pagedcore.config import model_config
@@ -161,7 +160,12 @@ class LLM:
         config: _core.EngineConfig,
         rounding: tuple[str | None, int | None, int | None],
     ) -> None:
-        self.tokenizer = None if folder is None else Tokenizer.load(folder)
+        tokenizer = None if folder is None else Background(Tokenizer.load, folder)
+        model = model_config(checkpoint.config)
+        weights = make_weights(model, checkpoint, *rounding)
+        if backend.is_host:
+            weights.fault_in()  # which takes about as long as the tokenizer, beside it
+        self.tokenizer = None if tokenizer is None else tokenizer.result()
         self._name = str(folder) if folder else "the model"
         self._chat_template = (
             ChatTemplate.load(folder, self.tokenizer.config, self.tokenizer.special_tokens)
@@ -171,8 +175,6 @@ class LLM:
         config.eos_token_ids = eos_token_ids(
             checkpoint.config, checkpoint.generation_config, self.tokenizer
         )
-        model = model_config(checkpoint.config)
-        weights = make_weights(model, checkpoint, *rounding)
         self.engine = _core.Engine(model, weights, backend, config)
         self.num_weights = checkpoint.num_weights
         self.tensors = weights.describe()
@@ -384,13 +386,12 @@ class LLM:
 
     def _serve(self, batch: Batch, use_tqdm: bool) -> None:
         """Steps until the batch is finished; other live requests advance with it."""
-        with tqdm(
-            total=batch.num_open, desc="Generating", unit="prompt", disable=not use_tqdm
-        ) as progress:
-            while batch.num_open:
-                before = batch.num_open
-                self.step_for(batch)
-                progress.update(before - batch.num_open)
+        if use_tqdm:
+            from pagedcore.progress import serve_with_bar
+
+            serve_with_bar(batch, self.step_for)
+        while batch.num_open:
+            self.step_for(batch)
 
     def step_for(self, batch: Batch) -> None:
         """One step of the engine, unless another thread has finished the batch meanwhile.

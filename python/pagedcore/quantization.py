@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from tqdm import tqdm
-
 from pagedcore import _core
 from pagedcore._core import InvalidArgument
 from pagedcore.checkpoint import Checkpoint
@@ -53,6 +51,8 @@ def make_weights(
     if quantization is None:
         return weights
     _check_unquantized(checkpoint, quantization)
+    from tqdm import tqdm
+
     with tqdm(
         desc=f"Rounding to {quantization}",
         unit=" weights",

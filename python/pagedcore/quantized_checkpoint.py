@@ -9,18 +9,15 @@ of inputs: a weight is (q - z) * s. They pack eight 4-bit or four 8-bit numbers 
 - AWQ (Lin et al. 2023), its "gemm" version: `qweight` [in, out / 8] and `qzeros` [groups, out / 8]
   pack outputs, even ones of each eight before odd ones.
 
-The kernels take rows of outputs, see `LinearWeight` in pagedcore/ops.h. Groups that are no power of
-two up to 1024, such as whole columns, become several groups with the same scale; inputs are sorted
-by their groups, and `x_order` tells where each was.
+The kernels take blocks of outputs, see `LinearWeight` in pagedcore/linear_ops.h. Groups that are
+no power of two up to 1024, such as whole columns, become several groups with the same scale; inputs
+are sorted by their groups, and `x_order` tells where each was.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,37 +25,19 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pagedcore._core import InvalidArgument
+from pagedcore.quantization_config import Settings
 from pagedcore.tensors import Tensor, as_array, from_array, release_pages
-
-QUANTIZED_PARTS = (".weight.scales", ".weight.zero_points", ".weight.x_order")
-"""Ends of the names of what goes with a quantised matrix."""
 
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the output whose number is the i-th of an int32, low first
 _PARTS = ("qweight", "qzeros", "scales", "g_idx")
 _LARGEST_GROUP = 1024
+_BLOCK_OUTPUTS = 16
 
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a quantization_config says.
-
-    Attributes:
-        method: "gptq" or "awq".
-        bits: 4 or 8.
-        group_size: Inputs of a group; -1: all of them.
-        zero_offset: What is added to a stored zero point.
-    """
-
-    method: str
-    bits: int
-    group_size: int
-    zero_offset: int
-
-
 def repack(
-    config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path | None = None
+    tensors: Mapping[str, Tensor], settings: Settings
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Splits a checkpoint's tensors into those to use as they are and quantised ones, repacked.
 
@@ -67,12 +46,8 @@ def repack(
         zero points and order of inputs where it has them, as `pagedcore/tensor.h` names them.
 
     Raises:
-        InvalidArgument: The checkpoint is quantised in another way, or a part is missing, has the
-            wrong shape or breaks the format.
+        InvalidArgument: A part is missing, has the wrong shape or breaks the format.
     """
-    settings = read_settings(config, folder)
-    if settings is None:
-        return dict(tensors), {}
     names = sorted(name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight"))
     if not names:
         raise InvalidArgument(
@@ -90,48 +65,6 @@ def repack(
         for tensor in matrix.values():
             release_pages(tensor)
     return plain, quantized
-
-
-def read_settings(config: Mapping[str, Any], folder: Path | None = None) -> Settings | None:
-    """How a checkpoint is quantised; None where it is not.
-
-    config.json tells; older checkpoints have quantize_config.json (GPTQ) or quant_config.json.
-    """
-    found = config.get("quantization_config")
-    for name, method in (("quantize_config.json", "gptq"), ("quant_config.json", "awq")):
-        if not found and folder and (folder / name).is_file():
-            try:
-                found = {"quant_method": method} | json.loads((folder / name).read_text("utf-8"))
-            except (ValueError, TypeError) as error:
-                raise InvalidArgument(f"{folder / name} is malformed: {error}") from None
-    if not found:
-        return None
-    if not isinstance(found, Mapping):
-        raise InvalidArgument(f"quantization_config must be an object, got {found!r}")
-    method = str(found.get("quant_method", found.get("quant_type", ""))).lower()
-    if method not in ("gptq", "awq"):
-        _fail(f"quant_method must be gptq or awq, got {found.get('quant_method')!r}")
-    bits = found.get("bits", found.get("w_bit"))
-    group_size = found.get("group_size", found.get("q_group_size"))
-    if bits not in ((4, 8) if method == "gptq" else (4,)):
-        _fail(f"bits must be {'4 or 8' if method == 'gptq' else '4'} for {method}, got {bits!r}")
-    if type(group_size) is not int or (group_size != -1 and (group_size < 32 or group_size % 32)):
-        _fail(f"group_size must be -1 or a multiple of 32, got {group_size!r}")
-    if found.get("dynamic"):
-        _fail("dynamic (other settings for some layers) is not supported")
-    if method == "awq":
-        version = str(found.get("version", "gemm")).lower()
-        if version != "gemm":
-            _fail(f"version must be gemm for awq, got {version!r}")
-        return Settings(method, bits, group_size, zero_offset=0)
-    form = "marlin" if found.get("is_marlin_format") else found.get("checkpoint_format") or "gptq"
-    if form not in ("gptq", "gptq_v2"):
-        _fail(f"checkpoint_format must be gptq or gptq_v2, got {form!r}")
-    return Settings(method, bits, group_size, zero_offset=1 if form == "gptq" else 0)
-
-
-def _fail(message: str) -> None:
-    raise InvalidArgument(f"quantization_config of the checkpoint: {message}")
 
 
 def _repack_matrix(
@@ -154,21 +87,21 @@ def _repack_matrix(
     order = _order(name, matrix, size, num_inputs)
 
     packed = _integers(f"{name}.qweight", matrix["qweight"])
-    if by_inputs and order is None:
-        data = np.ascontiguousarray(packed.T).view(np.uint8)  # an output's inputs, low bits first
-    else:
-        numbers = _unpack_inputs(packed, settings.bits) if by_inputs else _unpack_awq(packed)
-        data = _pack_rows(numbers if order is None else numbers[order], settings.bits)
-    if settings.bits == 8:
-        data = data ^ np.uint8(0x80)  # from 0 to 255 becomes signed
+    numbers = _unpack_inputs(packed, settings.bits) if by_inputs else _unpack_awq(packed)
+    data = _pack_blocks(numbers if order is None else numbers[order], settings.bits)
+    shape = (*data.shape[:3], per_int32)
 
     parts = _split_groups(f"{name}.qweight", size)
+
+    def per_group(numbers: Array) -> Array:
+        return _blocks(np.repeat(numbers, parts, axis=0))
+
     result = {
-        "": Tensor(data.ctypes.data, f"int{settings.bits}", (num_outputs, num_inputs), data),
-        ".scales": from_array(np.repeat(scales, parts, axis=0), f"{name}.scales"),
+        "": Tensor(data.ctypes.data, f"int{settings.bits}", shape, data),
+        ".scales": from_array(per_group(scales), f"{name}.scales"),
     }
     if zeros.any():
-        result[".zero_points"] = from_array(np.repeat(zeros, parts, axis=0), f"{name}.qzeros")
+        result[".zero_points"] = from_array(per_group(zeros), f"{name}.qzeros")
     if order is not None:
         result[".x_order"] = from_array(order.astype(np.int32), f"{name}.g_idx")
     return result
@@ -258,11 +191,21 @@ def _unpack_awq(packed: Array) -> Array:
     return numbers.reshape(len(packed), -1)
 
 
-def _pack_rows(numbers: Array, bits: int) -> Array:
-    """From uint8 [inputs, outputs] to bytes [outputs, inputs * bits / 8], low bits first."""
-    if bits == 4:
-        numbers = numbers[0::2] | (numbers[1::2] << 4)
-    return np.ascontiguousarray(numbers.T)
+def _blocks(rows: Array) -> Array:
+    """From [n, outputs] to [blocks, n, 16]; zeros behind the last output."""
+    padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % _BLOCK_OUTPUTS)))
+    blocks = padded.reshape(len(rows), -1, _BLOCK_OUTPUTS).transpose(1, 0, 2)
+    return np.ascontiguousarray(blocks)
+
+
+def _pack_blocks(numbers: Array, bits: int) -> Array:
+    """From uint8 [inputs, outputs] to bytes [blocks, inputs * bits / 32, 16, 4]."""
+    units = numbers.reshape(-1, 32 // bits, numbers.shape[1])
+    quads = units if bits == 8 else units[:, :4] | (units[:, 4:] << 4)
+    blocks = _blocks(quads.reshape(-1, numbers.shape[1]))
+    return np.ascontiguousarray(
+        blocks.reshape(len(blocks), -1, 4, _BLOCK_OUTPUTS).transpose(0, 1, 3, 2)
+    )
 
 
 def _split_groups(name: str, size: int) -> int:

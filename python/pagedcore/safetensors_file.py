@@ -10,10 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from pagedcore._core import InvalidArgument
-from pagedcore.tensors import DTYPE_RULE, USABLE_DTYPES, Tensor, storage_dtype
+from pagedcore._core import InvalidArgument, address_of
+from pagedcore.tensors import DTYPE_RULE, ITEM_BYTES, USABLE_DTYPES, Tensor
 
 # safetensors' names of dtypes: ours, and the bits of an element.
 _SAFETENSORS_DTYPES = {
@@ -49,21 +47,19 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """
     data = _map_file(path)
     entries, base = _read_header(path, data)
-    memory = np.frombuffer(data, dtype=np.uint8)
-    address = memory.ctypes.data if memory.size else 0
+    tensors_address = address_of(data) + base
     tensors = {}
     for name, dtype, shape, begin, end in _checked_entries(path, entries, len(data) - base):
         if dtype in _UNUSABLE_FLOATS:
             raise InvalidArgument(f"{path}: tensor {name} has dtype {dtype}, {DTYPE_RULE}")
         if dtype not in USABLE_DTYPES:
             continue  # masks and other buffers that no model reads
-        owner, start = memory, address + base + begin
-        if (
-            start % np.dtype(storage_dtype(dtype)).itemsize
-        ):  # written before the format asked for padding
-            owner = memory[base + begin : base + end].copy()
-            start = owner.ctypes.data
-        tensors[name] = Tensor(start, dtype, shape, owner)
+        owner: object = data
+        address = tensors_address + begin
+        if address % ITEM_BYTES[dtype]:  # written before the format asked for padding
+            owner = bytearray(data[base + begin : base + end])
+            address = address_of(owner)
+        tensors[name] = Tensor(address, dtype, shape, owner)
     return tensors
 
 

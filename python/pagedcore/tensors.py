@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import mmap
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
+from pagedcore._core import InvalidArgument, address_of
 
-from pagedcore._core import InvalidArgument
+if TYPE_CHECKING:
+    import numpy as np
 
 DTYPES = ("float32", "float16", "bfloat16")  # that a model can run in
-USABLE_DTYPES = (*DTYPES, "int8", "int32", "int64")
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "int32": 4, "int64": 8}
+USABLE_DTYPES = tuple(ITEM_BYTES)
 DTYPE_RULE = f"but a model's weights must be of {', '.join(DTYPES)} or int8"
 
 
@@ -48,6 +50,8 @@ def from_array(array: Any, name: str) -> Tensor:
     Raises:
         InvalidArgument: It is neither, is on another device, or has a dtype that no model runs in.
     """
+    import numpy as np
+
     dtype = dtype_of(array)
     if not hasattr(array, "dtype") or dtype not in USABLE_DTYPES:
         raise InvalidArgument(f"tensor {name} has dtype {dtype}, {DTYPE_RULE}")
@@ -68,6 +72,8 @@ def convert(tensor: Tensor, dtype: str, name: str) -> Tensor:
     """
     if dtype in ("auto", tensor.dtype) or tensor.dtype not in DTYPES:
         return tensor
+    import numpy as np
+
     source = as_array(tensor)
     if tensor.dtype == "bfloat16":
         wide = (source.astype(np.uint32) << 16).view(np.float32)
@@ -89,30 +95,26 @@ def convert(tensor: Tensor, dtype: str, name: str) -> Tensor:
 
 def release_pages(tensor: Tensor) -> None:
     """Lets go of the pages of a tensor in a mapped file; a later reader fetches them again."""
-    base = getattr(tensor.owner, "base", None)
-    data = getattr(base, "obj", base)  # of the memoryview that numpy puts between
-    if not isinstance(data, mmap.mmap):
+    file = tensor.owner
+    if not isinstance(file, mmap.mmap):
         return
-    begin = tensor.address - tensor.owner.ctypes.data  # type: ignore[attr-defined]
-    end = begin + math.prod(tensor.shape) * np.dtype(storage_dtype(tensor.dtype)).itemsize
+    begin = tensor.address - address_of(file)
+    end = begin + math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype]
     begin = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE  # the pages at the ends have other owners
     end = end // mmap.PAGESIZE * mmap.PAGESIZE
     if begin < end:
-        data.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+        file.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
 
 def as_array(tensor: Tensor) -> np.ndarray[Any, np.dtype[Any]]:
     """A numpy view of a tensor; bfloat16 shows as uint16."""
-    storage = np.dtype(storage_dtype(tensor.dtype))
+    import numpy as np
+
+    storage = np.dtype("uint16" if tensor.dtype == "bfloat16" else tensor.dtype)
     if math.prod(tensor.shape) == 0:
         return np.empty(tensor.shape, storage)
     view = _ArrayInterface(tensor, storage.str)
     return np.asarray(view)
-
-
-def storage_dtype(dtype: str) -> str:
-    """The numpy dtype that holds `dtype`; numpy knows no bfloat16."""
-    return "uint16" if dtype == "bfloat16" else dtype
 
 
 class _ArrayInterface:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import tokenizers
+from typing import TYPE_CHECKING, Any
 
 from pagedcore._core import InvalidArgument
+
+if TYPE_CHECKING:
+    import tokenizers
 
 _REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are not (yet) a character
 _CONTEXT_TOKENS = 6  # of the prompt, decoded before the output so that its first space is kept
@@ -49,6 +50,8 @@ class Tokenizer:
         path = folder / "tokenizer.json"
         if not path.is_file():
             return None
+        import tokenizers
+
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:

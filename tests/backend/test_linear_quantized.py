@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from support.arrays import assert_same_bytes, decode, each_isa, encode, rng
+from support.quantized import per_output, stored_numbers
 
 from pagedcore import _core
 
@@ -9,24 +10,17 @@ FORMS = [("int8", 32), ("int8", 128), ("int4", 32), ("int4", 64), ("int4", 128)]
 each_form = pytest.mark.parametrize("dtype,group_size", FORMS)
 
 
-def stored(data, dtype):
-    """The signed numbers in bytes [out, in] or, for int4, [out, in / 2]."""
-    if dtype == "int8":
-        return data.astype(np.int64)
-    nibbles = data.view(np.uint8)
-    return np.stack([nibbles & 15, nibbles >> 4], axis=-1).reshape(len(data), -1).astype(int) - 8
-
-
-def values(data, scales, dtype, group_size, zero_points=0):
+def values(data, scales, dtype, group_size, num_outputs, zero_points=0):
     def spread(per_group):
-        return np.repeat(per_group, group_size, axis=0).T.astype(np.float64)
+        rows = per_output(per_group, num_outputs)
+        return np.repeat(rows, group_size, axis=0).T.astype(np.float64)
 
     offset = spread(zero_points) if np.ndim(zero_points) else 0
-    return (stored(data, dtype) - offset) * spread(scales)
+    return (stored_numbers(data, dtype, num_outputs) - offset) * spread(scales)
 
 
-def run(backend, x, data, scales, dtype, group_size, zero_points=None):
-    y = np.full((len(x), len(data)), 77, np.float32)
+def run(backend, x, data, scales, dtype, group_size, num_outputs, zero_points=None):
+    y = np.full((len(x), num_outputs), 77, np.float32)
     name = "bfloat16" if x.dtype == np.uint16 else ""
     _core.ops.linear_quantized(
         backend, x, data, scales, y, dtype, group_size, zero_points, x_dtype=name
@@ -40,9 +34,9 @@ def test_a_weight_is_rounded_to_the_nearest_step_of_its_group(dtype, group_size,
     weight = encode(rng(1).normal(size=(33, 256)), weight_dtype)
     name = "bfloat16" if weight_dtype == "bfloat16" else ""
     data, scales = _core.ops.quantize_weight(weight, dtype, group_size, name)
-    assert scales.shape == (256 // group_size, 33)
-    steps = np.abs(np.repeat(scales, group_size, axis=0).T)
-    error = np.abs(values(data, scales, dtype, group_size) - decode(weight))
+    assert scales.shape == (3, 256 // group_size, 16)
+    steps = np.abs(np.repeat(per_output(scales, 33), group_size, axis=0).T)
+    error = np.abs(values(data, scales, dtype, group_size, 33) - decode(weight))
     # int4 has no 8: a number near minus the largest loses up to a whole step.
     assert np.all(error <= steps * (0.5001 if dtype == "int8" else 1.0001))
     assert np.mean(error <= steps * 0.5001) > 0.9
@@ -65,8 +59,9 @@ def test_quantised_linear_is_that_of_float64(isa, dtype, group_size, zeros):
             weight = random.normal(size=(out_features, in_features)).astype(np.float32)
             data, scales = _core.ops.quantize_weight(weight, dtype, group_size)
             zero_points = random.integers(-3, 4, scales.shape).astype(np.int8) if zeros else None
-            y = run(backend, x, data, scales, dtype, group_size, zero_points)
-            w = values(data, scales, dtype, group_size, zero_points if zeros else 0)
+            y = run(backend, x, data, scales, dtype, group_size, out_features, zero_points)
+            offsets = zero_points if zeros else 0
+            w = values(data, scales, dtype, group_size, out_features, offsets)
             groups = decode(x).reshape(rows, num_groups, group_size)
             step = np.abs(groups).max(axis=-1, keepdims=True) / 127
             # x is rounded to a step of its group: each product errs by half a step at most.
@@ -84,9 +79,10 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(isa, dtype, group_size):
     x = rng(4).normal(size=(40, 2048 + 3 * group_size)).astype(np.float32)
     weight = rng(5).normal(size=(90, x.shape[1])).astype(np.float32)
     data, scales = _core.ops.quantize_weight(weight, dtype, group_size)
-    want = np.concatenate([run(alone, row[None], data, scales, dtype, group_size) for row in x])
+    form = (data, scales, dtype, group_size, len(weight))
+    want = np.concatenate([run(alone, row[None], *form) for row in x])
     for rows in (1, 2, 5, 8, 9, 33, 40):
-        y = run(pair, x[:rows], data, scales, dtype, group_size)
+        y = run(pair, x[:rows], *form)
         assert_same_bytes(y, want[:rows])
 
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import models
 from support.paged_model import PagedModel, weights
+from support.quantized import per_output, stored_numbers
 
 from pagedcore import LLM, SHIPPED_MODEL, InvalidArgument, SamplingParams, _core
 from pagedcore.checkpoint import checkpoint_from_tensors, load_checkpoint
@@ -49,11 +50,9 @@ def rounded(matrix, dtype, group_size, transposed):
         return matrix, 0.0
     array = np.ascontiguousarray(rows.numpy())
     data, scales = _core.ops.quantize_weight(array, dtype, size)
-    if dtype == "int4":
-        low, high = data.view(np.uint8) & 15, data.view(np.uint8) >> 4
-        data = np.stack([low, high], axis=-1).reshape(len(data), -1).astype(int) - 8
-    steps = np.repeat(scales, size, axis=0).T
-    seen = torch.from_numpy((data * steps).astype(np.float32))
+    steps = np.repeat(per_output(scales, len(array)), size, axis=0).T
+    numbers = stored_numbers(data, dtype, len(array))
+    seen = torch.from_numpy((numbers * steps).astype(np.float32))
     bound = steps * (0.5 if dtype == "int8" else 1.0)  # int4 has no 8
     return (seen.T if transposed else seen), float((bound**2).sum())
 
@@ -113,12 +112,14 @@ def test_every_matrix_is_rounded_and_nothing_else():
         assert shapes == plan
         for name, (kind, shape) in shapes.items():
             if name.endswith(".scales"):
-                matrix = shapes[name.removesuffix(".scales")][1]
-                assert (kind, shape) == ("float32", [matrix[1] // 32, matrix[0]])
+                blocks, units, lanes, inputs = shapes[name.removesuffix(".scales")][1]
+                assert (kind, shape) == ("float32", [blocks, units * inputs // 32, lanes])
             elif name == "lm_head.weight":
                 assert kind == "int8"
             elif name.endswith("proj.weight"):
-                assert (kind, shape) == (dtype, list(tensors[name].shape))
+                outputs, inputs = tensors[name].shape
+                n = 4 if dtype == "int8" else 8
+                assert (kind, shape) == (dtype, [-(-outputs // 16), inputs // n, 16, n])
             else:
                 assert kind == str(tensors[name].dtype).removeprefix("torch.")
 
@@ -298,19 +299,16 @@ def quantized_model(scheme):
     return described, tensors, model
 
 
-def seen_by_kernels(tensors, name):
+def seen_by_kernels(tensors, name, shape):
     """The matrix [out, in] that a repacked one means, in the original order of inputs."""
-    data, (outputs, inputs) = tensors[name], tensors[name].shape
-    raw = np.asarray(data.owner).view(np.uint8).reshape(outputs, -1)
-    if data.dtype == "int4":
-        raw = np.stack([raw & 15, raw >> 4], axis=-1).reshape(outputs, inputs).astype(int) - 8
-    else:
-        raw = raw.view(np.int8).astype(int)
-    scales = np.asarray(tensors[f"{name}.scales"].owner)
+    data, (outputs, inputs) = tensors[name], shape
+    raw = stored_numbers(np.asarray(data.owner), data.dtype, outputs)
+    scales = per_output(np.asarray(tensors[f"{name}.scales"].owner), outputs)
     size = inputs // len(scales)
     zeros = tensors.get(f"{name}.zero_points")
-    zeros = 0 if zeros is None else np.repeat(np.asarray(zeros.owner), size, axis=0).T.astype(int)
-    sorted_inputs = (raw - zeros) * np.repeat(scales, size, axis=0).T
+    if zeros is not None:
+        raw -= np.repeat(per_output(np.asarray(zeros.owner), outputs), size, axis=0).T
+    sorted_inputs = raw * np.repeat(scales, size, axis=0).T
     order = tensors.get(f"{name}.x_order")
     if order is None:
         return sorted_inputs
@@ -325,7 +323,9 @@ def test_a_published_format_means_the_weights_that_its_numbers_give(name):
     repacked = checkpoint_from_tensors(described, tensors).tensors
     for key, parameter in model.named_parameters():
         if key.endswith("proj.weight"):
-            assert np.array_equal(seen_by_kernels(repacked, key), parameter.data.numpy())
+            assert np.array_equal(
+                seen_by_kernels(repacked, key, parameter.shape), parameter.data.numpy()
+            )
     has_order = any(key.endswith(".x_order") for key in repacked)
     assert has_order == SCHEMES[name]["act_order"]
     assert any(key.endswith(".zero_points") for key in repacked) != SCHEMES[name]["sym"]

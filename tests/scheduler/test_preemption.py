@@ -195,6 +195,24 @@ def test_a_request_of_higher_priority_needs_no_headroom_beside_lower_ones():
     assert (2, 0, 15, True) in spans(run(scheduler))
 
 
+def test_a_request_of_equal_priority_leaves_headroom_to_what_runs():
+    scheduler = scheduler_of(headroom_tokens=4, max_num_batched_tokens=64, partial_admission=False)
+    scheduler.add(list(range(46)), request_id=1, priority=1)
+    run(scheduler)
+    scheduler.add(list(range(100, 115)), request_id=2, priority=1)
+    assert spans(run(scheduler)) == [(1, 46, 1, True)]
+
+
+def test_priority_preempts_nobody_where_those_below_hold_too_little():
+    scheduler = scheduler_of(num_blocks=8, partial_admission=False)
+    scheduler.add(list(range(16)), request_id=1, priority=1)
+    scheduler.add(list(range(50, 57)), request_id=2, priority=2)
+    run(scheduler)
+    scheduler.add(list(range(100, 120)), request_id=3, priority=1)
+    plan = run(scheduler)
+    assert plan.preempted == [] and [s.request_id for s in plan.spans] == [1, 2]
+
+
 def test_who_is_admitted_in_a_step_loses_nothing_in_it():
     scheduler = scheduler_of(num_blocks=6)
     scheduler.add(list(range(8)), request_id=1)

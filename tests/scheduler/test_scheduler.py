@@ -93,6 +93,14 @@ def test_a_prompt_does_not_wait_for_less_than_half_of_it():
     assert spans(run(scheduler)) == [(1, 0, 8, True), (2, 0, 10, True)]
 
 
+def test_a_prompt_waits_for_exactly_half_of_it():
+    scheduler = scheduler_of()
+    scheduler.add(list(range(4)), request_id=1)
+    scheduler.add([*range(4), *range(90, 94)], request_id=2)
+    assert spans(run(scheduler)) == [(1, 0, 4, True)]
+    assert spans(run(scheduler))[1] == (2, 4, 4, True)
+
+
 def test_a_hit_inside_a_block_copies_it_and_computes_the_rest():
     scheduler = scheduler_of()
     first = scheduler.add(list(range(8)), request_id=1)

@@ -194,3 +194,16 @@ def test_auto_drops_what_is_free_to_compute_and_moves_the_rest():
     computed = sum(s.query_len for s in run_until_abreast(scheduler, 2))
     stats = scheduler.stats()
     assert 0 < stats.recomputed_tokens <= 4 and computed == stats.recomputed_tokens + 2
+
+
+def test_a_fork_of_a_request_whose_blocks_are_on_the_host_computes_its_tokens_itself():
+    scheduler = scheduler_of(
+        num_blocks=6, num_host_blocks=8, preemption_mode=PreemptionMode.SWAP, tail_preemption=False
+    )
+    scheduler.add(list(range(500, 509)), request_id=1)
+    parent = scheduler.add(list(range(10)), request_id=2)
+    run_until_preempted(scheduler)
+    assert parent.state == GroupState.SWAPPED and parent.num_computed >= 10
+    child = scheduler.fork_request(parent.id, 10, [], request_id=3)
+    assert (child.num_computed, child.table) == (0, [])
+    assert scheduler.check_invariants() == []

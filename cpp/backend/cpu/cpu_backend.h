@@ -3,6 +3,7 @@
 #include <memory>
 #include <string>
 
+#include "cpp/backend/cpu/isas.h"
 #include "cpp/backend/cpu/kernels.h"
 #include "cpp/backend/cpu/workspace.h"
 #include "cpp/base/thread_pool.h"
@@ -63,7 +64,7 @@ class CpuBackend final : public Backend {
   ThreadPool pool_;
   Workspace workspace_;
   AttentionPlan attention_plan_;
-  Context context_{pool_, workspace_, attention_plan_};
+  Context context_{pool_, workspace_, attention_plan_, streams_stop_at_pages()};
 };
 
 std::unique_ptr<CpuBackend> make_backend(const CpuBackendOptions& options);

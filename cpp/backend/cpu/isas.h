@@ -16,4 +16,8 @@ struct Isa {
 // architecture; CMake picks it.
 std::span<const Isa> all_isas();
 
+// Whether the processor itself fetches a stream from memory only to the end of each page of 4 KiB,
+// so that what lies behind is better prefetched. arch/ says.
+bool streams_stop_at_pages();
+
 }  // namespace pagedcore::cpu

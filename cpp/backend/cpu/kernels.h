@@ -16,6 +16,7 @@ struct Context {
   ThreadPool& pool;
   Workspace& workspace;
   AttentionPlan& attention_plan;
+  bool streams_stop_at_pages;
 };
 
 // The kernels of one instruction set. Parameters are trusted: Backend's public functions have

@@ -1,6 +1,7 @@
 #include "cpp/backend/cpu/memory.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -12,6 +13,7 @@ namespace {
 
 constexpr std::int64_t kCacheLine = 64;
 constexpr std::int64_t kHugePage = std::int64_t{2} << 20;
+constexpr int kPopulateRead = 22;  // MADV_POPULATE_READ, which older C libraries do not name
 
 }  // namespace
 
@@ -28,5 +30,11 @@ void* allocate_aligned(std::int64_t bytes) {
 }
 
 void free_aligned(void* data) noexcept { std::free(data); }
+
+void fault_in(const void* data, std::int64_t bytes) noexcept {
+  const auto begin = reinterpret_cast<std::uintptr_t>(data);
+  const std::uintptr_t inside = begin % static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+  madvise(reinterpret_cast<void*>(begin - inside), bytes + inside, kPopulateRead);
+}
 
 }  // namespace pagedcore::cpu

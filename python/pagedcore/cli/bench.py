@@ -11,9 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
 from pagedcore import _core
 from pagedcore._core import InvalidArgument
 from pagedcore.cli.options import HelpFormatter, add_engine_options, load_model
@@ -115,6 +112,9 @@ class Measured:
 
 def measure(llm: LLM, lengths: list[tuple[int, int]], seed: int) -> Measured:
     """Serves all requests at once, after one short request that warms up."""
+    import numpy as np
+    from tqdm import tqdm
+
     random = np.random.default_rng(seed)
     vocabulary = llm.engine.model_config.vocab_size
     prompts = [random.integers(0, vocabulary, size=prompt).tolist() for prompt, _ in lengths]
@@ -152,6 +152,8 @@ def summary(
     llm: LLM, lengths: list[tuple[int, int]], run: Measured, limits: _core.CpuLimits | None
 ) -> dict[str, Any]:
     """The figures of a run, units in their names."""
+    import numpy as np
+
     stats = llm.engine.stats()
     prompt_tokens = sum(prompt for prompt, _ in lengths)
     output_tokens = sum(output for _, output in lengths)
@@ -188,6 +190,8 @@ def limit_seconds(
     A step reads every weight once and multiplies it with every token, whichever takes longer;
     each decoded token reads the KV of all tokens before it.
     """
+    import numpy as np
+
     model, plan = llm.engine.model_config, llm.engine.memory_plan
     head = model.vocab_size * model.hidden_size
     weight_bytes = step_weight_bytes(llm)

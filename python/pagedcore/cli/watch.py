@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pagedcore import _core
 from pagedcore._core import InvalidArgument
 from pagedcore.llm import LLM
@@ -151,6 +149,7 @@ def view(
 
 def block_map(kv_map: _core.KvMap, width: int, max_lines: int) -> Text:
     """All blocks in the order of their ids, as many a character as make them fit."""
+    import numpy as np
     from rich.text import Text
 
     states, counts = kv_map.states, kv_map.ref_counts

@@ -11,4 +11,6 @@ std::span<const Isa> all_isas() {
   return isas;
 }
 
+bool streams_stop_at_pages() { return false; }
+
 }  // namespace pagedcore::cpu

@@ -24,4 +24,7 @@ std::span<const Isa> all_isas() {
   return isas;
 }
 
+// Decode at batch 1: 63 to 90 % of the bandwidth on a Xeon; 3 % faster to 20 % slower on Zen 4.
+bool streams_stop_at_pages() { return __builtin_cpu_is("intel"); }
+
 }  // namespace pagedcore::cpu

@@ -95,8 +95,7 @@ void store_tile(const Tile& tile, T* y) {
 void linear_quantized(const LinearParams& params, Context& context) {
   const std::int64_t num_groups =
       params.num_rows * (params.in_features / params.weights[0].group_size);
-  const std::int64_t whole = round_up(params.in_features, kEvenOddInputs);
-  const std::int64_t stride = whole + (aliases(whole) ? kSpreadBytes : 0);
+  const std::int64_t stride = params.in_features + (aliases(params.in_features) ? kSpreadBytes : 0);
   const std::int64_t value_bytes = round_up(params.num_rows * stride, kAlignment);
   const std::int64_t group_bytes = round_up(num_groups * sizeof(float), kAlignment);
   const std::int64_t scratch_bytes = round_up(linear_scratch_bytes(params), kAlignment);
@@ -106,8 +105,10 @@ void linear_quantized(const LinearParams& params, Context& context) {
                      reinterpret_cast<float*>(memory + value_bytes),
                      reinterpret_cast<std::int32_t*>(memory + value_bytes + group_bytes)};
   quantize_rows(params, x, context.pool);
-  const LinearTask task{params,        x.values, stride, memory + value_bytes + 2 * group_bytes,
-                        scratch_bytes, x.scales, x.sums};
+  const LinearTask task{params,        x.values,
+                        stride,        memory + value_bytes + 2 * group_bytes,
+                        scratch_bytes, context.streams_stop_at_pages,
+                        x.scales,      x.sums};
   if (params.weights[0].dtype == DType::kInt8) return linear_int8(task, context.pool);
   linear_int4(task, context.pool);
 }
@@ -129,7 +130,8 @@ void linear(const LinearParams& params, Context& context) {
   const std::int64_t scratch_bytes = round_up(linear_scratch_bytes(params), kAlignment);
   std::byte* memory = context.workspace.reserve(x_bytes + context.pool.size() * scratch_bytes);
 
-  LinearTask task{params, params.x, params.x_stride, memory + x_bytes, scratch_bytes};
+  LinearTask task{params,           params.x,      params.x_stride,
+                  memory + x_bytes, scratch_bytes, context.streams_stop_at_pages};
   if (!in_place) {
     convert_rows(params, operand, stride, memory, context.pool);
     task.x = memory;
@@ -142,7 +144,7 @@ void linear(const LinearParams& params, Context& context) {
 
 std::int64_t linear_scratch_bytes(const LinearParams& params) {
   const std::int64_t rows = round_up(params.num_rows, kTileRows) + kMaxTileRows;
-  return kPanelBytes + kCopyBytes + rows * kPanelWidth * static_cast<std::int64_t>(sizeof(float));
+  return kPanelBytes + rows * kPanelWidth * static_cast<std::int64_t>(sizeof(float));
 }
 
 void store_outputs(const LinearParams& params, const OutputRange& range, std::int64_t row,

@@ -11,6 +11,7 @@ struct LinearTask {
   std::int64_t x_stride;
   std::byte* scratch;  // scratch_bytes for each thread
   std::int64_t scratch_bytes;
+  bool fetches_streams;  // Context::streams_stop_at_pages
   // Quantised weights: what x was rounded with, [num_rows, in_features / group_size].
   const float* x_scales = nullptr;
   const std::int32_t* x_sums = nullptr;  // QuantizedX::sums

@@ -14,7 +14,7 @@ class FloatShare : public LinearShare<F> {
   using Base = LinearShare<F>;
   using Operand = typename F::Operand;
   using Base::finish, Base::panel_, Base::params_, Base::row_, Base::row_end_, Base::rows_of_x,
-      Base::sums_;
+      Base::sums_, Base::task_;
 
  public:
   using Base::Base;
@@ -32,8 +32,10 @@ class FloatShare : public LinearShare<F> {
       const Block<F>& next = last ? next_panel.blocks[0] : panel.blocks[i + 1];
       const std::int64_t in_features = params_.in_features;
       float* sums = sums_ + i * kLanes;
-      if (num_rows == 1) {
-        stream_block(panel.blocks[i], in_features, x[0], sums);
+      if (num_rows == 1 && task_.fetches_streams) {
+        stream_block_once<F, true>(panel.blocks[i], in_features, x[0], sums);
+      } else if (num_rows == 1) {
+        stream_block_once<F, false>(panel.blocks[i], in_features, x[0], sums);
       } else if (num_rows == 2) {
         stream_block<F, 2>(panel.blocks[i], next, in_features, x, sums);
       } else if (num_rows <= 4) {
@@ -108,9 +110,10 @@ class FloatShare : public LinearShare<F> {
     }
   }
 
+  // A call a tile would cost a twentieth of its time: those of a panel lie in one loop.
   template <int R>
-  void multiply_rows(const Panel<F>& panel, std::int64_t row, std::int64_t k, std::int64_t k_end,
-                     Prefetch<F>& prefetch, float* sums) {
+  [[gnu::noinline]] void multiply_rows(const Panel<F>& panel, std::int64_t row, std::int64_t k,
+                                       std::int64_t k_end, Prefetch<F>& prefetch, float* sums) {
     const Operand* x[R];
     rows_of_x(row, R, k, x);
     for (int i = 0; i < panel.num_blocks; ++i) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cpp/backend/cpu/kernels/quantize_rows.h"
+#include "pagedcore/dtype.h"
 
 // How one dtype of weights meets x. Of floats, a Vec holds kVecInputs inputs of one output, those
 // of weights and of x side by side as they lie in memory, so that an output has kLanes sums, which
@@ -70,35 +71,27 @@ struct Bf16FormatOf<true> {
 };
 using Bf16Format = Bf16FormatOf<kHasBf16Dot>::Type;
 
-// Weights of 8 or 4 bits. x is rounded to signed bytes with one scale for every group of inputs, so
-// that a group's sum of products is an exact integer; groups are added in float32 in their order.
-// An output is the same for every instruction set but for the last bits of that addition. A step
-// are the kStepInputs inputs in 16 bytes of a weight's row: kQuads quads of four 32-bit units, of 4
-// bits the even and then the odd ones. A row of x has a byte an input, in the order of weights that
-// are read a Vec at a time: of 4 bits, of each kVecInputs inputs the even and then the odd ones.
+// Weights of 8 or 4 bits, where they lie as LinearWeight says: a line of 64 bytes has four bytes of
+// each of kBlockOutputs outputs, so that a Vec holds those of kLanes outputs. x is rounded to
+// signed bytes with one scale for every group of inputs, so that a group's sum of products is an
+// exact integer; groups are added in float32 in their order. An output is the same for every
+// instruction set but for the last bits of that addition.
 template <int kBits>
 struct QuantizedFormat {
   using Weight = std::uint8_t;
   using Operand = std::int8_t;
   using Sums = Bytes::Sums;
   static constexpr bool kQuantized = true;
-  static constexpr int kUnitInputs = 4;
-  static constexpr int kQuads = 8 / kBits;
-  static constexpr int kStepInputs = 16 * kQuads;
-  static constexpr int kVecBytes = 4 * kLanes;
-  static constexpr int kVecInputs = kVecBytes * kQuads;
+  static constexpr int kUnits = 8 / kBits;  // of four inputs, in the four bytes of an output
+  static constexpr int kLineBytes = 4 * kBlockOutputs;
+  static constexpr int kLineInputs = 4 * kUnits;
   static constexpr int kOffset = weight_offset(kBits == 8 ? DType::kInt8 : DType::kInt4);
 
   static constexpr std::int64_t weight_bytes(std::int64_t inputs) { return inputs * kBits / 8; }
-  // Bytes from the start of a row of x to a step, whose quads lie kVecBytes apart.
-  static constexpr std::int64_t x_offset(std::int64_t step) {
-    constexpr int kVecSteps = kVecInputs / kStepInputs;
-    return step / kVecSteps * kVecInputs + step % kVecSteps * 16;
-  }
-  // Units of unsigned bytes, for each quad.
-  static void unpack(Vec raw, Vec (&units)[kQuads]) {
+  // Units of unsigned bytes.
+  static void unpack(Vec raw, Vec (&units)[kUnits]) {
     if constexpr (kBits == 8) {
-      units[0] = Bytes::flip_signs(raw);
+      units[0] = raw;
     } else {
       units[0] = Bytes::low_nibbles(raw);
       units[1] = Bytes::high_nibbles(raw);

@@ -67,20 +67,25 @@ class Outputs {
 
   Block<F> block_at(int w, std::int64_t output) const {
     const LinearWeight& weight = params_.weights[w];
+    const auto* data = static_cast<const char*>(weight.data);
+    const std::int64_t rest = weight.out_features - output;
+    const int num_outputs = rest < kLanes ? static_cast<int>(rest) : kLanes;
+    if constexpr (F::kQuantized) {
+      const std::int64_t lane = output % kBlockOutputs;
+      const std::int64_t first = output - lane;
+      const std::int64_t scale = first * (params_.in_features / weight.group_size) + lane;
+      return {data + first * F::weight_bytes(params_.in_features) + 4 * lane,
+              F::kLineBytes,
+              weight.layout,
+              num_outputs,
+              weight.scales + scale,
+              weight.zero_points ? weight.zero_points + scale : nullptr};
+    }
     const bool out_in = weight.layout == WeightLayout::kOutIn;
     constexpr std::int64_t kWeightBytes = sizeof(typename F::Weight);
     const std::int64_t stride =
         out_in ? F::weight_bytes(params_.in_features) : weight.out_features * kWeightBytes;
-    const std::int64_t rest = weight.out_features - output;
-    Block<F> block{
-        static_cast<const char*>(weight.data) + output * (out_in ? stride : kWeightBytes), stride,
-        weight.layout, rest < kLanes ? static_cast<int>(rest) : kLanes};
-    if (F::kQuantized) {
-      block.scales = weight.scales + output;
-      block.zero_points = weight.zero_points ? weight.zero_points + output : nullptr;
-      block.scale_stride = weight.out_features;
-    }
-    return block;
+    return {data + output * (out_in ? stride : kWeightBytes), stride, weight.layout, num_outputs};
   }
 
   const LinearParams& params_;

@@ -6,34 +6,42 @@
 // A share of a linear op with weights of 8 or 4 bits.
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
+// Inputs whose weights all rows meet before the next ones, or one group: a panel's stay in L1.
+inline constexpr std::int64_t kPanelInputs = 256;
 // Inputs that are fetched at once, while those before are multiplied: a panel's stay in L2.
 inline constexpr std::int64_t kFetchedInputs = 2048;
-// Rows whose sums with kTileBlocks blocks registers hold.
+// Blocks whose products are summed together, and rows whose sums with those registers hold.
+inline constexpr int kTileBlocks = 2;
 inline constexpr int kQuantizedTileRows = kNumRegisters >= 32 ? 8 : 4;
-static_assert(kPanelBlocks * kCopyBytes <= kPanelBytes && kPackedInputs <= kMaxGroupSize);
+// Blocks side by side in a line: one row of x meets them together.
+inline constexpr int kLineBlocks = kBlockOutputs / kLanes;
+// How far ahead one row fetches weights into L2.
+inline constexpr std::int64_t kAheadBytes = 4096;
 
 template <typename F>
 class QuantizedShare : public LinearShare<F> {
   using Base = LinearShare<F>;
   using Operand = typename F::Operand;
-  using Base::copy_, Base::finish, Base::params_, Base::row_, Base::row_end_, Base::rows_of_x,
-      Base::sums_, Base::task_;
+  using Base::finish, Base::params_, Base::row_, Base::row_end_, Base::rows_of_x, Base::sums_,
+      Base::task_;
 
  public:
   using Base::Base;
 
   bool streams() const { return Base::num_rows() == 1; }
 
-  void stream(const Panel<F>& panel, const Panel<F>& next_panel) {
+  // The blocks of a thread lie one behind the other, so that what is fetched ahead is the next one.
+  void stream(const Panel<F>& panel, const Panel<F>&) {
     const Operand* x;
     rows_of_x(row_, 1, 0, &x);
-    for (int i = 0; i < panel.num_blocks; ++i) {
-      const bool last = i + 1 == panel.num_blocks;
-      const Block<F>& next = last ? next_panel.blocks[0] : panel.blocks[i + 1];
-      prefetch_scales(next_panel, num_groups_ * i / panel.num_blocks,
-                      num_groups_ * (i + 1) / panel.num_blocks);
-      stream_quantized(panel.blocks[i], next, params_.in_features, group_size_, x,
-                       quantized_rows(row_, 1), panel_floats(), sums_ + i * kLanes);
+    const QuantizedRows rows = quantized_rows(row_, 1);
+    const auto fetch = [](const char* w)
+                           __attribute__((always_inline)) { prefetch_l2(w + kAheadBytes); };
+    for (int i = 0; i < panel.num_blocks; i += kLineBlocks) {
+      const Block<F>* blocks[kLineBlocks];
+      blocks_from<kLineBlocks>(panel, i, blocks);
+      multiply_quantized<F, 1, kLineBlocks>(blocks, group_size_, 0, params_.in_features, &x, rows,
+                                            fetch, sums_ + i * kLanes);
     }
     finish(panel, row_, 1, sums_);
   }
@@ -51,43 +59,33 @@ class QuantizedShare : public LinearShare<F> {
             (Base::num_rows() + kQuantizedTileRows - 1) / kQuantizedTileRows;
         const std::int64_t num_pairs = (panel.num_blocks + kTileBlocks - 1) / kTileBlocks;
         prefetch = Prefetch<F>(next.blocks, next.num_blocks, next_k, end_of(next_k, kFetchedInputs),
-                               num_tiles * num_pairs * ((k_end - k) / F::kStepInputs));
+                               num_tiles * num_pairs * ((k_end - k) / F::kLineInputs));
       }
-      for (std::int64_t from = k; from < k_end; from = end_of(from, packed_inputs())) {
-        multiply_packed(panel, next_panel, from, end_of(from, packed_inputs()), prefetch);
+      for (std::int64_t from = k; from < k_end; from = end_of(from, panel_inputs())) {
+        multiply_inputs(panel, from, end_of(from, panel_inputs()), prefetch);
       }
     }
     finish(panel, row_, Base::num_rows(), sums_);
   }
 
  private:
-  std::int64_t packed_inputs() const {
-    return group_size_ > kPackedInputs ? group_size_ : kPackedInputs;
+  std::int64_t panel_inputs() const {
+    return group_size_ > kPanelInputs ? group_size_ : kPanelInputs;
   }
   std::int64_t end_of(std::int64_t k, std::int64_t most) const {
     return k + most < params_.in_features ? k + most : params_.in_features;
   }
-  float* panel_floats() const { return reinterpret_cast<float*>(Base::panel_); }
-  float* packed_block(int i) const {
-    return panel_floats() + i * packed_inputs() / F::kUnitInputs * kLanes;
-  }
-
-  // Those of a group lie side by side, groups far apart.
-  static void prefetch_scales(const Panel<F>& panel, std::int64_t group, std::int64_t group_end) {
-    for (; group < group_end; ++group) {
-      for (int i = 0; i < panel.num_blocks; ++i) {
-        prefetch_l2(panel.blocks[i].scales + group * panel.blocks[i].scale_stride);
-      }
+  // V blocks of a panel from block i on; behind the last one, that again.
+  template <int V>
+  static void blocks_from(const Panel<F>& panel, int i, const Block<F>* (&blocks)[V]) {
+    for (int v = 0; v < V; ++v) {
+      blocks[v] = &panel.blocks[i + v < panel.num_blocks ? i + v : panel.num_blocks - 1];
     }
   }
 
-  // Packs the inputs [k, k_end) of a panel and multiplies all rows of the share by them.
-  void multiply_packed(const Panel<F>& panel, const Panel<F>& next, std::int64_t k,
-                       std::int64_t k_end, Prefetch<F>& prefetch) {
-    for (int i = 0; i < panel.num_blocks; ++i) {
-      pack_quantized(panel.blocks[i], k, k_end, copy_, packed_block(i));
-    }
-    prefetch_scales(next, k / group_size_, k_end / group_size_);
+  // Multiplies all rows of the share by the inputs [k, k_end) of a panel.
+  void multiply_inputs(const Panel<F>& panel, std::int64_t k, std::int64_t k_end,
+                       Prefetch<F>& prefetch) {
     for (std::int64_t row = row_; row < row_end_;) {
       const std::int64_t rest = row_end_ - row;
       if (rest > 4 && kQuantizedTileRows > 4) {
@@ -108,16 +106,12 @@ class QuantizedShare : public LinearShare<F> {
     rows_of_x(row, R, 0, x);
     const QuantizedRows rows = quantized_rows(row, R);
     float* sums = sums_ + (row - row_) * kPanelWidth;
+    const auto fetch = [&](const char*) __attribute__((always_inline)) { prefetch.step(); };
     for (int i = 0; i < panel.num_blocks; i += kTileBlocks) {
       const Block<F>* blocks[kTileBlocks];
-      const float* panels[kTileBlocks];
-      for (int v = 0; v < kTileBlocks; ++v) {  // behind the last block, that again
-        const int block = i + v < panel.num_blocks ? i + v : panel.num_blocks - 1;
-        blocks[v] = &panel.blocks[block];
-        panels[v] = packed_block(block);
-      }
-      multiply_quantized<F, R>(blocks, panels, group_size_, k, k_end, x, rows, prefetch,
-                               sums + i * kLanes);
+      blocks_from<kTileBlocks>(panel, i, blocks);
+      multiply_quantized<F, R, kTileBlocks>(blocks, group_size_, k, k_end, x, rows, fetch,
+                                            sums + i * kLanes);
     }
     return R;
   }

@@ -13,9 +13,6 @@ inline constexpr int kSmallTileRows = kNumRegisters >= 32 ? 4 : 2;
 // Rows that any inner loop takes at once.
 inline constexpr int kMaxTileRows = 8;
 static_assert(kMostPanelBlocks <= kMaxTileRows * kPanelBlocks);
-// A block of packed weights of 8 bits, and its largest group.
-inline constexpr std::int64_t kMaxGroupSize = 1024;
-inline constexpr std::int64_t kCopyBytes = kLanes * kMaxGroupSize;
 
 // Some rows of an op, and the memory of the thread that multiplies them.
 template <typename F>
@@ -31,8 +28,7 @@ class LinearShare {
         row_(rows.begin),
         row_end_(rows.end),
         panel_(task.scratch + thread * task.scratch_bytes),
-        copy_(panel_ + kPanelBytes),
-        sums_(reinterpret_cast<float*>(copy_ + kCopyBytes)) {}
+        sums_(reinterpret_cast<float*>(panel_ + kPanelBytes)) {}
 
   const Outputs<F>& outputs() const { return outputs_; }
 
@@ -59,7 +55,6 @@ class LinearShare {
   const std::int64_t row_;
   const std::int64_t row_end_;
   std::byte* const panel_;  // kPanelBytes: packed weights
-  std::byte* const copy_;   // kCopyBytes: of a quantised block that is not whole
   float* const sums_;       // [rows, kPanelWidth]
 };
 

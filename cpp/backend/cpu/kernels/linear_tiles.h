@@ -8,10 +8,11 @@
 // and its row of x only.
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
+inline constexpr std::int64_t kLineBytes = 64;
 // Bytes of a row of x in a segment: several rows stay in the L1 cache, a panel's rows in L2.
 inline constexpr std::int64_t kSegmentBytes = 3072;
 // Rows of a packed panel lie so far apart, so that they do not push each other out of the cache.
-inline constexpr std::int64_t kPanelRowBytes = kSegmentBytes + 64;
+inline constexpr std::int64_t kPanelRowBytes = kSegmentBytes + kLineBytes;
 // A panel is up to so many blocks of kLanes outputs; of gate and up for one row of x, which reads a
 // panel once, more: every change from one to the other costs a stream from memory its start.
 inline constexpr int kPanelBlocks = 4;
@@ -27,13 +28,13 @@ constexpr std::int64_t segment_inputs() {
 // kLanes outputs of one weight matrix, the last `kLanes - num_outputs` of them absent.
 template <typename F>
 struct Block {
-  const char* data;     // of the first output
-  std::int64_t stride;  // bytes between outputs (kOutIn) or inputs (kInOut)
+  const char* data;  // of the first output
+  std::int64_t
+      stride;  // bytes between outputs (kOutIn) or inputs (kInOut); of quantised ones lines
   WeightLayout layout;
   int num_outputs;
-  const float* scales = nullptr;  // of quantised weights: [groups of inputs, num_outputs]
+  const float* scales = nullptr;  // of quantised weights: groups of inputs, kBlockOutputs apart
   const std::int8_t* zero_points = nullptr;  // the same
-  std::int64_t scale_stride = 0;             // elements between groups
 };
 
 // Fetches the inputs [k, k_end) of some blocks into the L2 cache, a few lines at every step of a
@@ -46,15 +47,15 @@ class Prefetch {
            std::int64_t num_steps)
       : blocks_(blocks), k_(k) {
     const bool by_input = blocks->layout == WeightLayout::kInOut;
-    num_rows_ = by_input ? k_end - k : num_blocks * kLanes;
-    row_bytes_ =
-        by_input ? num_blocks * kLanes * sizeof(typename F::Weight) : F::weight_bytes(k_end - k);
-    const std::int64_t num_lines = num_rows_ * (row_bytes_ / 64 + 1);
+    num_rows_ = by_input ? k_end - k : num_blocks * kRowsOfBlock;
+    row_bytes_ = by_input ? num_blocks * kLanes * sizeof(typename F::Weight)
+                          : kRowOutputs * F::weight_bytes(k_end - k);
+    const std::int64_t num_lines = num_rows_ * (row_bytes_ / kLineBytes + 1);
     lines_a_step_ = static_cast<int>((num_lines + num_steps - 1) / num_steps);
   }
 
   void step() {
-    for (int i = 0; i < lines_a_step_; ++i, next_ += 64) {
+    for (int i = 0; i < lines_a_step_; ++i, next_ += kLineBytes) {
       if (next_ >= end_ && !start_row()) return;
       prefetch_l2(next_);
     }
@@ -67,13 +68,18 @@ class Prefetch {
       return false;
     }
     const bool by_input = blocks_->layout == WeightLayout::kInOut;
-    const Block<F>& block = by_input ? blocks_[0] : blocks_[row_ / kLanes];
-    next_ = block.data + (by_input ? (k_ + row_) * block.stride
-                                   : row_ % kLanes * block.stride + F::weight_bytes(k_));
+    const Block<F>& block = by_input ? blocks_[0] : blocks_[row_ / kRowsOfBlock];
+    next_ = block.data +
+            (by_input ? (k_ + row_) * block.stride
+                      : row_ % kRowsOfBlock * block.stride + kRowOutputs * F::weight_bytes(k_));
     end_ = next_ + row_bytes_;
     ++row_;
     return true;
   }
+
+  // Outputs whose weights of the same inputs lie in one piece.
+  static constexpr int kRowOutputs = F::kQuantized ? kBlockOutputs : 1;
+  static constexpr int kRowsOfBlock = F::kQuantized ? 1 : kLanes;
 
   const Block<F>* blocks_ = nullptr;
   std::int64_t k_ = 0;
@@ -129,10 +135,10 @@ template <typename F, int R, int V, typename W, typename Before>
   step([rest](const auto* p) __attribute__((always_inline)) { return F::load_inputs(p, rest); }, k);
 }
 
-// The totals of V outputs for R rows of x, eight at a time, added to those of earlier segments
-// where this is not the first.
-template <int R, int V>
-[[gnu::always_inline]] inline void add_totals(const Vec (&acc)[R][V], bool first, float* sums) {
+// The totals of V outputs for R rows of x, eight at a time, stored to sums or, but for the first
+// segment, added to them.
+template <bool kFirst, int R, int V>
+[[gnu::always_inline]] inline void put_totals(const Vec (&acc)[R][V], float* sums) {
   constexpr int kRows = 8 / V;
 #pragma GCC unroll 4
   for (int row = 0; row < R; row += kRows) {
@@ -146,23 +152,35 @@ template <int R, int V>
     sum_each(parts[0], parts[1], totals[0], totals[kRows / 2]);
     for (int r = 0; r < kRows && row + r < R; ++r) {
       float* to = sums + (row + r) * kPanelWidth;
-      for (int v = 0; v < V; ++v) to[v] = first ? totals[r][v] : to[v] + totals[r][v];
+      for (int v = 0; v < V; ++v) to[v] = kFirst ? totals[r][v] : to[v] + totals[r][v];
     }
   }
 }
 
-// The products of one row of x and one of weights.
-template <typename F>
+// Two pieces of code, since one that asks for every total waits for each to pass through memory.
+template <int R, int V>
+[[gnu::always_inline]] inline void add_totals(const Vec (&acc)[R][V], bool first, float* sums) {
+  first ? put_totals<true>(acc, sums) : put_totals<false>(acc, sums);
+}
+
+// How far ahead of a stream its weights are fetched into L2, on processors that stop at pages.
+inline constexpr std::int64_t kStreamAheadBytes = 8192;
+
+// The products of one row of x and one of weights, which are part of a stream.
+template <typename F, bool kFetchesAhead>
 [[gnu::always_inline]] inline Vec multiply_row(const typename F::Weight* w,
                                                const typename F::Operand* x,
                                                std::int64_t num_inputs) {
   constexpr int kUnroll = 6;
+  constexpr std::int64_t kVecBytes = F::kVecInputs * sizeof(*w);
   Vec acc = zero();
   std::int64_t k = 0;
   for (; k + kUnroll * F::kVecInputs <= num_inputs; k += kUnroll * F::kVecInputs) {
+    const auto* ahead = reinterpret_cast<const std::byte*>(w + k) + kStreamAheadBytes;
 #pragma GCC unroll 6
     for (int i = 0; i < kUnroll; ++i) {
       const std::int64_t at = k + i * F::kVecInputs;
+      if (kFetchesAhead && i * kVecBytes % kLineBytes == 0) prefetch_l2(ahead + i * kVecBytes);
       acc = F::multiply_add(acc, F::load_inputs(w + at), F::load_inputs(x + at));
     }
   }
@@ -178,10 +196,10 @@ template <typename F>
 inline constexpr int kStreamSegments = 8;
 
 // One row: the sums of one kOutIn block, whose weights are read in the order of memory, an output
-// after the other. The processor fetches such a stream ahead better than any prefetch would.
-template <typename F>
-void stream_block(const Block<F>& block, std::int64_t in_features, const typename F::Operand* x,
-                  float* sums) {
+// after the other.
+template <typename F, bool kFetchesAhead>
+void stream_block_once(const Block<F>& block, std::int64_t in_features,
+                       const typename F::Operand* x, float* sums) {
   for (int quad = 0; quad < block.num_outputs; quad += 4) {
     for (std::int64_t k = 0; k < in_features; k += kStreamSegments * segment_inputs<F>()) {
       const typename F::Weight* w[4];
@@ -193,7 +211,7 @@ void stream_block(const Block<F>& block, std::int64_t in_features, const typenam
         for (num_segments = 0; num_segments < kStreamSegments && rest > 0; ++num_segments) {
           const std::int64_t at = num_segments * segment_inputs<F>();
           const std::int64_t count = rest < segment_inputs<F>() ? rest : segment_inputs<F>();
-          acc[num_segments][0][v] = multiply_row<F>(w[v] + at, x + k + at, count);
+          acc[num_segments][0][v] = multiply_row<F, kFetchesAhead>(w[v] + at, x + k + at, count);
           rest -= count;
         }
       }
@@ -278,8 +296,10 @@ void pack_block(const Block<F>& block, std::int64_t k, std::int64_t k_end, std::
 // Adds a quad of outputs of a segment, for R rows of x, to the sums of earlier segments (or to
 // nothing, if this is the first).
 template <typename F, int R>
-void multiply_tile(const typename F::Operand* const* w, const typename F::Operand* const* x,
-                   std::int64_t num_inputs, bool first, Prefetch<F>& prefetch, float* sums) {
+[[gnu::always_inline]] inline void multiply_tile(const typename F::Operand* const* w,
+                                                 const typename F::Operand* const* x,
+                                                 std::int64_t num_inputs, bool first,
+                                                 Prefetch<F>& prefetch, float* sums) {
   Vec acc[R][4];
   const auto fetch = [&](std::int64_t) __attribute__((always_inline)) { prefetch.step(); };
   multiply_rows<F, R, 4>(w, x, num_inputs, fetch, acc);

@@ -29,9 +29,7 @@ Inputs group_inputs(const LinearParams& p, std::int64_t row, std::int64_t first,
   return {DType::kFloat32, copy, 0};
 }
 
-// Rounds kGroupPart inputs; returns their sum. Input i goes to out[i], of even ones first to out[i
-// / 2] and of odd ones half of kEvenOddInputs behind.
-template <bool kEvenFirst>
+// Rounds kGroupPart inputs; returns their sum.
 std::int32_t round_part(const Inputs& x, std::int64_t at, float inverse, std::int8_t* out) {
   std::int32_t bits[kGroupPart];
   for (int i = 0; i < kGroupPart; i += kLanes) {
@@ -39,10 +37,9 @@ std::int32_t round_part(const Inputs& x, std::int64_t at, float inverse, std::in
     __builtin_memcpy(bits + i, &shifted, sizeof(shifted));
   }
   std::int32_t sum = 0;
-  for (int i = 0; i < kGroupPart; ++i) sum += static_cast<std::int8_t>(bits[i]);
-  for (int i = 0; i < kGroupPart; i += kEvenFirst ? 2 : 1) {
-    out[kEvenFirst ? i / 2 : i] = static_cast<std::int8_t>(bits[i]);
-    if (kEvenFirst) out[kEvenOddInputs / 2 + i / 2] = static_cast<std::int8_t>(bits[i + 1]);
+  for (int i = 0; i < kGroupPart; ++i) {
+    out[i] = static_cast<std::int8_t>(bits[i]);
+    sum += out[i];
   }
   return sum;
 }
@@ -50,7 +47,6 @@ std::int32_t round_part(const Inputs& x, std::int64_t at, float inverse, std::in
 void quantize_row(const LinearParams& p, std::int64_t row, const QuantizedX& out) {
   const std::int64_t group_size = p.weights[0].group_size;
   const std::int64_t num_groups = p.in_features / group_size;
-  const bool is_int4 = p.weights[0].dtype == DType::kInt4;
   float copy[kMaxGroupSize];
   for (std::int64_t group = 0; group < num_groups; ++group) {
     const Inputs x = group_inputs(p, row, group * group_size, copy);
@@ -61,12 +57,9 @@ void quantize_row(const LinearParams& p, std::int64_t row, const QuantizedX& out
     const float most = max_lane(size);
     const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
     std::int32_t sum = 0;
+    std::int8_t* to = out.values + row * out.stride + group * group_size;
     for (std::int64_t i = 0; i < group_size; i += kGroupPart) {
-      const std::int64_t input = group * group_size + i;
-      const std::int64_t within = input % kEvenOddInputs;
-      std::int8_t* to = out.values + row * out.stride + input;
-      sum += is_int4 ? round_part<true>(x, i, inverse, to - within + within / 2)
-                     : round_part<false>(x, i, inverse, to);
+      sum += round_part(x, i, inverse, to + i);
     }
     out.scales[row * num_groups + group] = most / 127.0f;
     out.sums[row * num_groups + group] = -sum * weight_offset(p.weights[0].dtype);

@@ -6,15 +6,12 @@
 
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
-// Of each so many inputs in a row for 4-bit weights the even ones come first.
-inline constexpr int kEvenOddInputs = 8 * kLanes;
-
 // What kInt8 and kInt4 weights are too large by as unsigned bytes.
 constexpr int weight_offset(DType dtype) { return dtype == DType::kInt8 ? 128 : 8; }
 
 // Where rows of x go, rounded to signed bytes with one scale a group of inputs.
 struct QuantizedX {
-  std::int8_t* values;  // [num_rows, in_features], padded to whole kEvenOddInputs
+  std::int8_t* values;  // [num_rows, in_features]
   std::int64_t stride;  // of values
   float* scales;        // [num_rows, in_features / group_size]
   std::int32_t* sums;   // the same: of the rounded inputs, times minus the weights' offset

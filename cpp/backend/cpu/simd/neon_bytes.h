@@ -7,18 +7,10 @@ namespace pagedcore::cpu::PAGEDCORE_ISA {
 // Bytes, four to a 32-bit unit of a Vec; avx2.h says what the names mean.
 struct Bytes {
   using Sums = int32x4_t;
-  static Vec load_n(const void* p, int n) {
-    std::uint8_t copy[16] = {};
-    for (int i = 0; i < n; ++i) copy[i] = static_cast<const std::uint8_t*>(p)[i];
-    return vreinterpretq_f32_u8(vld1q_u8(copy));
-  }
   static Vec splat_unit(const std::int8_t* p) {
     std::int32_t unit;
     __builtin_memcpy(&unit, p, sizeof(unit));
     return vreinterpretq_f32_s32(vdupq_n_s32(unit));
-  }
-  static Vec flip_signs(Vec a) {
-    return vreinterpretq_f32_u8(veorq_u8(vreinterpretq_u8_f32(a), vdupq_n_u8(0x80)));
   }
   static Vec low_nibbles(Vec a) {
     return vreinterpretq_f32_u8(vandq_u8(vreinterpretq_u8_f32(a), vdupq_n_u8(0x0f)));
@@ -27,17 +19,13 @@ struct Bytes {
     return vreinterpretq_f32_u8(vshrq_n_u8(vreinterpretq_u8_f32(a), 4));
   }
   static Sums splat_sum(std::int32_t x) { return vdupq_n_s32(x); }
-  static Sums load_small(const std::int8_t* p, int n) {
-    std::int32_t copy[kLanes] = {};
-    for (int i = 0; i < n; ++i) copy[i] = p[i];
+  static Sums load_small(const std::int8_t* p) {
+    const std::int32_t copy[kLanes] = {p[0], p[1], p[2], p[3]};
     return vld1q_s32(copy);
   }
   static Sums multiply(Sums a, Sums b) { return vmulq_s32(a, b); }
   static Sums add(Sums a, Sums b) { return vaddq_s32(a, b); }
   static Vec to_float(Sums a) { return vcvtq_f32_s32(a); }
-  static Sums join(const Sums (&a)[4]) {
-    return vpaddq_s32(vpaddq_s32(a[0], a[1]), vpaddq_s32(a[2], a[3]));
-  }
   static Sums dot(Sums sums, Vec a, Vec b) {
     const uint8x16_t x = vreinterpretq_u8_f32(a);
     const int8x16_t y = vreinterpretq_s8_f32(b);
