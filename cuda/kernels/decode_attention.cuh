@@ -11,7 +11,7 @@ namespace pagedcore::cuda {
 // Decode attention: one query token a sequence, the query heads of a KV head packed into the rows
 // of a tensor-core tile, so that K and V are read once.
 //
-// Grid (head tiles, items at once): thread blocks walk the step's items, each for one tile of query
+// Grid (head tiles, pieces at once): thread blocks walk the step's list, each for one tile of query
 // heads; no more are started than the device holds. Block: kChains warps that compute, one that
 // merges, one that loads. Shared memory: a ring of stages, barriers, what is merged.
 //
@@ -58,7 +58,8 @@ struct DecodeAttention {
   static constexpr int kHeads = kHeadDim <= 128 ? DecodeWork::kRows : DecodeWork::kRows / 2;
   static constexpr int kAlignment = 1024;  // of a stage, as the swizzle of tensor copies asks
 
-  // What the merging warp tells the computing ones of their last split, which they merge.
+  // What the merging warp, idle by then, tells the computing ones of their last split, which they
+  // merge: finding it out would delay the launch's end.
   struct Tail {
     DecodeWork work;
     typename Merge::Plan plan;
@@ -341,6 +342,7 @@ struct DecodeAttention {
     DecodeWork::for_each<kHeads>(args, DecodePieces::make<Merge::kFolds>(args), compute_item);
     await_inputs();  // a block without items too: the kernel before this one ends first
     if (!merges) return;
+    // All chains are stored, and the merging warp has told how to merge them.
     asm volatile("bar.sync 2, %0;" ::"n"(32 * (kChains + 1)) : "memory");
     const Tail& tail = *chains.tail;
     Merge::template merge_chains<32 * kChains>(args, tail.work, tail.split, tail.begins, true,
