@@ -300,7 +300,16 @@ def main():
     }
     print(json.dumps(about), flush=True)
     measure_limits()
-    for b, n in ((8, 16384), (32, 4096), (8, 4096), (1, 1024), (1, 8192), (256, 512), (32, 1024)):
+    for b, n in (
+        (8, 16384),
+        (32, 4096),
+        (8, 4096),
+        (1, 1024),
+        (1, 4096),
+        (1, 8192),
+        (256, 512),
+        (32, 1024),
+    ):
         decode_attention(ops, b, n, peers=not args.quick)
         torch.cuda.empty_cache()
     decode_attention(ops, 32, 4096, torch.float8_e4m3fn)

@@ -54,8 +54,9 @@ void DecodePlan::make(const ForwardBatch& host) {
   }
   if (num_shared_ > 0) for_runs([&](std::size_t a, std::size_t b) { add_shared_items(a, b); });
   for (const Sequence& s : sequences_) {
-    for (std::int32_t split = s.num_shared; split < s.num_splits; ++split) {
+    for (std::int32_t split = s.num_shared; split < s.num_splits;) {
       items_.push_back({s.token, s.table_row, s.length, split, s.first_slot, s.num_shared});
+      split += split % kFold == 0 ? kFold : 1;
     }
   }
   // Members lie behind the items.

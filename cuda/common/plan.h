@@ -12,14 +12,15 @@ struct StepHeader {
   std::int32_t num_prefill = 0;  // sequences with more than one token
 };
 
-// A split of a decoding sequence: its tokens [split * n, (split + 1) * n), n =
-// split_tokens(length). Or, of a split that several sequences hold in the same blocks, one chain:
-// every kChains'th group of 16 tokens, as a warp of the one that computes a split alone takes them.
+// Splits of a decoding sequence: its tokens [split * n, (split + 1) * n), n = split_tokens(length),
+// of a whole group of kFold splits where the first one begins it, else of that one alone. Or, of a
+// split that several sequences hold in the same blocks, one chain: every kChains'th group of 16
+// tokens, as a warp of the one that computes a split alone takes them.
 struct DecodeItem {
   std::int32_t token = 0;  // row of query and out; of several: unused
   std::int32_t table_row = 0;
   std::int32_t length = 0;  // tokens of the sequence, the new one included; of several: the least
-  std::int32_t part = 0;    // the split; of several: kChains * split + chain
+  std::int32_t part = 0;    // the first split; of several: kChains * split + chain
   std::int32_t first_slot = 0;  // of the sequence's partial sums: kChains each of its shared
                                 // splits, then one each of the others; of several: unused
   std::int32_t num_shared = 0;  // splits of the sequence, from the first, that are items of several
@@ -40,6 +41,7 @@ constexpr int kChains = 4;
 constexpr int kMaxMembers = 16;         // of an item
 constexpr int kMaxSharedSplits = 1024;  // summed over the sequences of a step
 constexpr int kMaxSplits = 32;
+constexpr int kFold = 4;  // splits of a group: those from one multiple of it to the next
 
 // Tokens a split: a function of the sequence's own length alone, so that its sum has the same
 // order whatever else is in the batch. Short sequences are not worth a merge; others are cut to

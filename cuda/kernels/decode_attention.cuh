@@ -11,18 +11,20 @@ namespace pagedcore::cuda {
 // Decode attention: one query token a sequence, the query heads of a KV head packed into the rows
 // of a tensor-core tile, so that K and V are read once.
 //
-// Grid (head tiles, items at once): thread blocks walk the step's items, each for one tile of query
+// Grid (head tiles, pieces at once): thread blocks walk the step's list, each for one tile of query
 // heads; no more are started than the device holds. Block: kChains warps that compute, one that
 // merges, one that loads. Shared memory: a ring of stages, barriers, what is merged.
 //
-// Each role walks the items by itself. The loading warp goes ahead through the groups of all, as
-// far as the ring reaches: the tokens of earlier steps come before the step's own are there. By one
-// tensor copy a group and 128 bytes of a row (sm_90, blocks of 16 tokens or more), else by
-// cp.async.
+// Each role walks the pieces of the list by itself. The loading warp goes ahead through the groups
+// of all, as far as the ring reaches: the tokens of earlier steps come before the step's own are
+// there. By one tensor copy a group and 128 bytes of a row (sm_90, blocks of 16 tokens or more),
+// else by cp.async.
 //
-// Item of one sequence: warp w takes each kChains'th group of the split, its chain; the chains are
-// merged in order, by the merging warp while the next item is computed, by the computing ones where
-// none follows. The thread block that ends the last of a sequence's splits merges them, in order.
+// Item of one sequence: warp w takes each kChains'th group of a split, its chain; the chains are
+// merged in order, by the merging warp while the next split is computed, by the computing ones
+// where none follows. A block that has all of a group's splits folds them, in order, and leaves one
+// sum. The thread block that ends the last of a sequence's splits merges their sums: those of a
+// group in order, then the groups, so that it does not matter which groups were folded before.
 //
 // Item of several: one chain of their common split, loaded once for all of them; warp w computes
 // the w'th tile of rows (sequence, head). A row's chain has the operations that it has alone, and
@@ -47,19 +49,34 @@ struct DecodeAttention {
   static constexpr bool kPaced = kStageBytes >= 8192;
   // Stages on their way to a thread block that shares its processor.
   static constexpr int kOnTheirWay = (kPaced ? 65536 : 131072) / kBlocksPerSm / kStageBytes;
+  // Stages that are asked for together: rounds of the loading warp's loop, which bound how fast it
+  // asks, against how evenly loads are on their way. With a processor to itself, a block takes
+  // most.
+  static constexpr int kMostAtOnce = kChains;
+  static constexpr int kAtOnce = kStageBytes >= 8192 ? 2 : kMostAtOnce;
   // Query heads of a tile. With more heads of 256, chains and ring would not fit some devices.
   static constexpr int kHeads = kHeadDim <= 128 ? DecodeWork::kRows : DecodeWork::kRows / 2;
   static constexpr int kAlignment = 1024;  // of a stage, as the swizzle of tensor copies asks
 
+  // What the merging warp, idle by then, tells the computing ones of their last split, which they
+  // merge: finding it out would delay the launch's end.
+  struct Tail {
+    DecodeWork work;
+    typename Merge::Plan plan;
+    std::int32_t split;
+    bool begins;
+  };
   // Where the computing warps leave the chains of an item for the merging one.
   struct Chains {
     std::uint32_t full, empty;  // barriers, shared memory addresses
+    Tail* tail;
     char* data;
   };
+  static constexpr int kTailBytes = (static_cast<int>(sizeof(Tail)) + 15) / 16 * 16;
 
   // Dynamic shared memory of a ring of `stages` and of tiles of `heads`.
   static constexpr int shared_bytes(int stages, int heads) {
-    return kAlignment + stages * (kStageBytes + 16) + 16 + Merge::shared_bytes(heads);
+    return kAlignment + stages * (kStageBytes + 16) + 16 + kTailBytes + Merge::shared_bytes(heads);
   }
   // Stages that so many bytes hold: whole rounds of the computing warps.
   static constexpr int stages_for(int bytes, int heads) {
@@ -69,22 +86,23 @@ struct DecodeAttention {
   }
   static_assert(kOnTheirWay % kChains == 0 && stages_for(101376, kHeads) >= kChains);
 
-  // By tensor copies: one group of K and V, the tokens of a block from `row` on.
-  __device__ static void copy_tensor(const AttentionArgs& args, const CUtensorMap& map,
-                                     const DecodeWork& work, BlockId block, int row,
-                                     std::uint32_t stage, std::uint32_t full) {
+  // By tensor copies of the calling lane: one group of K and V, the tokens of a block from `row`
+  // on.
+  __device__ static void copy_boxes(const AttentionArgs& args, const CUtensorMap& map,
+                                    const DecodeWork& work, BlockId block, int row,
+                                    std::uint32_t stage, std::uint32_t full) {
     const KvCacheView& c = args.op.cache;
-    const int lane = threadIdx.x % 32;
-    if (lane == 0) sm90::barrier_arrive_expecting(full, kStageBytes);
-    __syncwarp();
-    if (lane >= Tile::kSlices) return;
-    const auto slice =
-        static_cast<int>((block * c.num_layers + args.op.layer) * 2 * c.num_kv_heads);
-    const std::uint32_t to = stage + lane * Tile::kSliceBytes;
-    if (!kPaced || work.shared()) {  // what is shared, maybe again by the next 16 sequences
-      sm90::copy_box(to, map, lane * 64, row, 0, slice + work.kv_head, full);
-    } else {
-      sm90::copy_box_once(to, map, lane * 64, row, 0, slice + work.kv_head, full);
+    const auto head = static_cast<int>((block * c.num_layers + args.op.layer) * 2 * c.num_kv_heads +
+                                       work.kv_head);
+    sm90::barrier_arrive_expecting(full, kStageBytes);
+#pragma unroll
+    for (int s = 0; s < Tile::kSlices; ++s) {
+      const std::uint32_t to = stage + s * Tile::kSliceBytes;
+      if (work.shared()) {  // maybe again by the next 16 sequences
+        sm90::copy_box(to, map, s * 64, row, 0, head, full);
+      } else {
+        sm90::copy_box_once(to, map, s * 64, row, 0, head, full);
+      }
     }
   }
 
@@ -110,17 +128,68 @@ struct DecodeAttention {
     barrier_arrive_after_copies(full);
   }
 
-  // The loading warp.
-  template <bool kTensor>
-  __device__ static void load(const AttentionArgs& args, const CUtensorMap& map,
-                              const DecodeRing& ring) {
+  // Fetches the block table's entries for the first tokens of an item into the L1 cache.
+  __device__ static void prefetch_table(const AttentionArgs& args, const DecodeItem& item,
+                                        int shift) {
+    const std::int32_t split = item.count > 0 ? item.part / kChains : item.part;
+    const BlockId* at = args.batch.block_tables + item.table_row * args.batch.table_stride +
+                        (split * split_tokens(item.length) >> shift);
+    asm volatile("prefetch.global.L1 [%0];" ::"l"(at));
+  }
+
+  // The loading warp, by tensor copies: a lane a group, ring.at_once of them together.
+  __device__ static void load_boxes(const AttentionArgs& args, const CUtensorMap& map,
+                                    const DecodeRing& ring) {
+    const int lane = threadIdx.x % 32, at_once = ring.at_once;
+    if (lane >= at_once) return;
+    const int shift = __ffs(static_cast<int>(args.op.cache.block_size)) - 1;
+    const int mask = static_cast<int>(args.op.cache.block_size) - 1;
+    DecodeRing::Cursor at;  // of the lane's group
+    ring.move(at, lane);
+    int num_asked = 0;
+    const auto load_item = [&](const DecodeWork& work, const DecodeItem& next, bool last) {
+      const BlockId* table =
+          args.batch.block_tables + work.item.table_row * args.batch.table_stride;
+      const auto block_of = [&](std::int32_t token) {
+        return __ldg(table + (min(token, work.end - 1) >> shift));
+      };
+      const std::int32_t to_own = lane * work.step, to_next = at_once * work.step;
+      for (std::int32_t pass = 0; pass < work.num_passes(); ++pass) {
+        BlockId block = block_of(work.first + to_own);
+        for (std::int32_t token = work.first; token < work.end; token += to_next) {
+          const BlockId next_block = block_of(token + to_next + to_own);
+          // The step's own token.
+          if (token + to_next - work.step + kTokens >= work.item.length) await_inputs();
+          if (token + to_own < work.end) {
+            barrier_wait(ring.empty_barrier(at), at.parity ^ 1);
+            if (num_asked + lane >= ring.most_on_their_way) {
+              DecodeRing::Cursor awaited = at;
+              ring.move(awaited, -ring.most_on_their_way);
+              barrier_wait(ring.full_barrier(awaited), awaited.parity);
+            }
+            copy_boxes(args, map, work, block, (token + to_own) & mask, ring.stage(at),
+                       ring.full_barrier(at));
+          }
+          if (!last && pass == 0 && token == work.first) prefetch_table(args, next, shift);
+          const int asked = min(at_once, (work.end - token + work.step - 1) / work.step);
+          ring.move(at, asked);
+          num_asked += asked;
+          block = next_block;
+        }
+      }
+    };
+    DecodeWork::for_each<kHeads>(args, DecodePieces::make<Merge::kFolds>(args), load_item);
+  }
+
+  // The loading warp, by cp.async: all lanes a group.
+  __device__ static void load_rows(const AttentionArgs& args, const DecodeRing& ring) {
     const KvCacheView& c = args.op.cache;
     const int lane = threadIdx.x % 32;
     const int shift = __ffs(static_cast<int>(c.block_size)) - 1;
     const int mask = static_cast<int>(c.block_size) - 1;
     DecodeRing::Cursor at, awaited;
     int on_their_way = 0;
-    DecodeWork::for_each<kHeads>(args, [&](const DecodeWork& work, const DecodeItem&, bool) {
+    const auto load_item = [&](const DecodeWork& work, const DecodeItem&, bool) {
       const BlockId* table =
           args.batch.block_tables + work.item.table_row * args.batch.table_stride;
       for (std::int32_t pass = 0; pass < work.num_passes(); ++pass) {
@@ -139,23 +208,18 @@ struct DecodeAttention {
             barrier_wait(ring.full_barrier(awaited), awaited.parity);
             ring.move(awaited, 1);
           }
-          const std::uint32_t stage = ring.stage(at), full = ring.full_barrier(at);
-          const std::int32_t own = token + (kTensor ? 0 : lane % kTokens);
-          const std::int32_t entry = (kTensor ? last_seen : own) >> shift;
+          const std::int32_t own = token + lane % kTokens, entry = own >> shift;
           const BlockId block = __shfl_sync(0xffffffffu, entries, (entry - first_entry) & 31);
-          if constexpr (kTensor) {
-            copy_tensor(args, map, work, block, own & mask, stage, full);
-          } else {
-            const bool seen = own >= work.start && own < work.end;
-            const std::int64_t offset =
-                seen ? block * c.block_stride() + (own & mask) * kHeadDim : std::int64_t{-1};
-            copy_rows(args, work, offset, stage, full);
-          }
+          const bool seen = own >= work.start && own < work.end;
+          const std::int64_t offset =
+              seen ? block * c.block_stride() + (own & mask) * kHeadDim : std::int64_t{-1};
+          copy_rows(args, work, offset, ring.stage(at), ring.full_barrier(at));
           ring.move(at, 1);
         }
       }
-    });
-    if constexpr (!kTensor) copy_wait_all();
+    };
+    DecodeWork::for_each<kHeads>(args, DecodePieces::make<Merge::kFolds>(args), load_item);
+    copy_wait_all();
   }
 
   // The rows of the item's sequences from the `first`'th on; of one alone, those of the tile.
@@ -259,60 +323,73 @@ struct DecodeAttention {
     DecodeRing::Cursor at;
     int parity = 1;
     bool merges = false;
-    DecodeItem tail;
-    DecodeWork::for_each<kHeads>(args, [&](const DecodeWork& work, const DecodeItem&, bool last) {
+    const auto compute_item = [&](const DecodeWork& work, const DecodeItem&, bool last) {
       sync_computing();
       await_inputs();
       if (work.shared()) return add_common(args, work, ring, at);
-      Row rows[2];
-      State state;
-      find_rows(args, work, 0, rows);
-      add_groups(args, work, ring, at, rows, state);
-      barrier_wait(chains.empty, parity);
-      parity ^= 1;
-      Merge::store_chain(work, chains.data, state);
-      if (!last) return barrier_arrive(chains.full);
-      tail = work.item;
-      merges = true;
-    });
+      work.for_each_split([&](const DecodeWork& part, std::int32_t) {
+        Row rows[2];
+        State state;
+        find_rows(args, work, 0, rows);
+        add_groups(args, part, ring, at, rows, state);
+        barrier_wait(chains.empty, parity);
+        parity ^= 1;
+        Merge::store_chain(work, chains.data, state);
+        if (!last || part.end != work.end) barrier_arrive(chains.full);
+      });
+      merges = last;
+    };
+    DecodeWork::for_each<kHeads>(args, DecodePieces::make<Merge::kFolds>(args), compute_item);
     await_inputs();  // a block without items too: the kernel before this one ends first
     if (!merges) return;
-    sync_computing();
-    const DecodeWork work = DecodeWork::make<kHeads>(args, tail);
-    const typename Merge::Plan plan = Merge::plan(work);
-    Merge::template merge_chains<32 * kChains>(args, work, plan, chains.data);
-    Merge::template finish<32 * kChains>(args, work, plan);
+    // All chains are stored, and the merging warp has told how to merge them.
+    asm volatile("bar.sync 2, %0;" ::"n"(32 * (kChains + 1)) : "memory");
+    const Tail& tail = *chains.tail;
+    Merge::template merge_chains<32 * kChains>(args, tail.work, tail.split, tail.begins, true,
+                                               tail.plan, chains.data);
+    Merge::template finish<32 * kChains>(args, tail.work, tail.plan);
   }
 
   // The merging warp.
   __device__ static void merge(const AttentionArgs& args, const Chains& chains) {
     int parity = 0;
     const auto merge_item = [&](const DecodeWork& work, const DecodeItem& next, bool last) {
-      if (last) return;
       await_inputs();
-      prefetch_query(args, work, next);
+      if (!last) prefetch_query(args, work, next);
       if (work.shared()) return;
-      const typename Merge::Plan plan = Merge::plan(work);
-      barrier_wait(chains.full, parity);
-      parity ^= 1;
-      Merge::template merge_chains<32>(args, work, plan, chains.data);
-      barrier_arrive(chains.empty);
-      Merge::template finish<32>(args, work, plan);
+      work.for_each_split([&](const DecodeWork& part, std::int32_t split) {
+        const bool ends = part.end == work.end;
+        typename Merge::Plan plan{};
+        if (ends) plan = Merge::plan(work);
+        if (last && ends) {
+          if (threadIdx.x % 32 == 0) *chains.tail = {work, plan, split, part.first == work.first};
+          __syncwarp();
+          asm volatile("bar.arrive 2, %0;" ::"n"(32 * (kChains + 1)) : "memory");
+          return;
+        }
+        barrier_wait(chains.full, parity);
+        parity ^= 1;
+        Merge::template merge_chains<32>(args, work, split, part.first == work.first, ends, plan,
+                                         chains.data);
+        barrier_arrive(chains.empty);
+        if (ends) Merge::template finish<32>(args, work, plan);
+      });
     };
-    DecodeWork::for_each<kHeads>(args, merge_item);
+    DecodeWork::for_each<kHeads>(args, DecodePieces::make<Merge::kFolds>(args), merge_item);
   }
 
   // `tensor`: loads are tensor copies of `map`.
   __device__ static void run(const AttentionArgs& args, const CUtensorMap& map, bool tensor,
-                             int stages, int most_on_their_way, char* shared) {
+                             int stages, int most_on_their_way, int at_once, char* shared) {
     allow_next();
     const std::uint32_t base = smem_address(shared);
     const std::uint32_t ring_at = (base + kAlignment - 1) / kAlignment * kAlignment;
     const std::uint32_t barriers = ring_at + stages * kStageBytes;
-    const DecodeRing ring{ring_at, barriers,    barriers + stages * 8,
-                          stages,  kStageBytes, most_on_their_way};
+    const DecodeRing ring{ring_at,           barriers, barriers + stages * 8, stages, kStageBytes,
+                          most_on_their_way, at_once};
     const std::uint32_t more = barriers + stages * 16;
-    const Chains chains{more, more + 8, shared + (more + 16 - base)};
+    char* tail = shared + (more + 16 - base);
+    const Chains chains{more, more + 8, reinterpret_cast<Tail*>(tail), tail + kTailBytes};
     if (threadIdx.x == 0) {
       for (int i = 0; i < stages; ++i) {
         barrier_init(ring.full + i * 8, tensor ? 1 : 32);
@@ -329,8 +406,8 @@ struct DecodeAttention {
     } else if (warp == kChains) {
       merge(args, chains);
     } else {
-      NV_IF_TARGET(NV_PROVIDES_SM_90, (if (tensor) return load<true>(args, map, ring);))
-      load<false>(args, map, ring);
+      NV_IF_TARGET(NV_PROVIDES_SM_90, (if (tensor) return load_boxes(args, map, ring);))
+      load_rows(args, ring);
     }
   }
 };

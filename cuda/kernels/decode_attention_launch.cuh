@@ -12,9 +12,9 @@ __global__ void __launch_bounds__(DecodeAttention<KV, kHeadDim>::kThreads,
                                   DecodeAttention<KV, kHeadDim>::kBlocksPerSm)
     decode_attention_kernel(const __grid_constant__ AttentionArgs args,
                             const __grid_constant__ CUtensorMap map, bool tensor, int stages,
-                            int most_on_their_way) {
+                            int most_on_their_way, int at_once) {
   extern __shared__ __align__(128) char shared[];
-  DecodeAttention<KV, kHeadDim>::run(args, map, tensor, stages, most_on_their_way, shared);
+  DecodeAttention<KV, kHeadDim>::run(args, map, tensor, stages, most_on_their_way, at_once, shared);
 }
 
 template <typename KV, int kHeadDim>
@@ -28,7 +28,8 @@ void launch_decode_attention_as(const AttentionArgs& args, std::int64_t max_item
   const int heads = static_cast<int>(std::min<std::int64_t>(group, Kernel::kHeads));
   // Rings are as deep as fits, so that much is there when the inputs are; but for the loading warp,
   // nothing else holds the loads of small stages back.
-  const bool alone = max_items * num_tiles <= args.num_sms;
+  const std::int64_t max_pieces = max_items * kFold;
+  const bool alone = max_pieces * num_tiles <= args.num_sms;
   const int share = args.sm_shared_bytes / Kernel::kBlocksPerSm - 1024;
   int stages = alone ? 0 : Kernel::stages_for(std::min(share, args.max_shared_bytes), heads);
   if (stages == 0) stages = Kernel::stages_for(args.max_shared_bytes, heads);
@@ -43,11 +44,11 @@ void launch_decode_attention_as(const AttentionArgs& args, std::int64_t max_item
   // All thread blocks are on the device at once: one may await what others compute.
   const std::int64_t at_once = std::max<std::int64_t>(1, args.num_sms * blocks_a_sm / num_tiles);
   const dim3 grid(static_cast<unsigned>(num_tiles),
-                  static_cast<unsigned>(std::min(max_items, at_once)));
+                  static_cast<unsigned>(std::min(max_pieces, at_once)));
   const bool tensor = args.sm_major == 9 && cache.block_size >= Kernel::kTokens;
   const CUtensorMap map = tensor ? describe_cache(cache, Kernel::kTokens, 2) : CUtensorMap{};
   launch_dependent(kernel, grid, Kernel::kThreads, shared_bytes, stream, args, map, tensor, stages,
-                   most_on_their_way);
+                   most_on_their_way, alone ? Kernel::kMostAtOnce : Kernel::kAtOnce);
 }
 
 }  // namespace pagedcore::cuda

@@ -11,27 +11,47 @@ template <typename KV, int kHeadDim>
 struct DecodeMerge {
   using Tile = DecodeTile<KV, kHeadDim>;
   using State = typename Tile::State;
+  // Whether thread blocks fold whole groups of splits.
+  static constexpr bool kFolds = kHeadDim <= 128;
   static constexpr int kPartRow = kHeadDim + 8;  // floats; eight rows are spread over the banks
 
   // Shared memory for the chains of tiles of `heads` query heads: [chain][head] (max, sum), then
   // the outputs [chain][head][kPartRow].
   static constexpr int shared_bytes(int heads) {
-    return kChains * heads * static_cast<int>(sizeof(float2) + kPartRow * sizeof(float));
+    return heads * static_cast<int>((kChains + 2) * sizeof(float2) +
+                                    (kChains + kFolds) * kPartRow * sizeof(float));
   }
 
-  // Which sums a sequence has.
+  // Which sums a sequence has. Of its splits [first, num_splits), which are seen, one block each
+  // has folded the groups of [whole, end_whole).
   struct Plan {
-    std::int32_t first, num_splits;  // splits that are seen: [first, num_splits)
-    std::int32_t num_sums;           // partial sums of them
-    std::int64_t own_slot;           // slot of split s: own_slot + s, unless it is shared
+    std::int32_t first, num_splits;
+    std::int32_t whole, end_whole;
+    std::int32_t num_sums;  // partial sums of them
+    std::int64_t own_slot;  // slot of split s: own_slot + s, unless it is shared
   };
   __device__ static Plan plan(const DecodeWork& work) {
     const DecodeItem& item = work.item;
     Plan plan;
-    plan.first = work.start / work.size;
+    plan.first = work.start == 0 ? 0 : work.start / work.size;
     plan.num_splits = (item.length + work.size - 1) / work.size;
-    plan.num_sums = plan.num_splits - max(plan.first, item.num_shared) +
-                    kChains * max(item.num_shared - plan.first, 0);
+    const std::int32_t begin = (item.num_shared + kFold - 1) / kFold;  // first group to be folded
+    const std::int32_t end = (plan.num_splits + kFold - 1) / kFold;
+    // A sequence's items stand one behind the other.
+    const std::int32_t ahead = work.num_whole - work.index;
+    const std::int32_t group = item.part / kFold;
+    std::int32_t whole = group + ahead;  // groups before it are folded
+    if (group < begin) whole = begin + ahead - (begin * kFold - item.part);
+    whole = max(begin, min(whole, end));
+    plan.whole = begin * kFold;
+    plan.end_whole = min(whole * kFold, plan.num_splits);
+    const auto splits = [&](std::int32_t from, std::int32_t to) {
+      return max(0, to - max(from, plan.first));
+    };
+    plan.num_sums = kChains * splits(0, item.num_shared) +
+                    splits(item.num_shared, min(plan.whole, plan.num_splits)) +
+                    max(0, whole - max(begin, plan.first / kFold)) +
+                    splits(max(plan.end_whole, plan.whole), plan.num_splits);
     plan.own_slot = item.first_slot + (kChains - 1) * item.num_shared;
     return plan;
   }
@@ -63,11 +83,27 @@ struct DecodeMerge {
     store2(p.out, p.out_dtype, at + 2, o.z * scale, o.w * scale);
   }
 
+  // What is merged so far: four elements of a row.
+  struct Total {
+    float max = kNegativeInfinity, sum = 0.0f;
+    float4 out = {};
+
+    __device__ float2 max_sum() const { return make_float2(max, sum); }
+    __device__ void add(const float2& other, const float4& part) {
+      const float max_new = fmaxf(max, other.x);
+      const float keep = exp2_approx(max - max_new), factor = exp2_approx(other.x - max_new);
+      max = max_new;
+      sum = fmaf(other.y, factor, sum * keep);
+      out = make_float4(out.x * keep, out.y * keep, out.z * keep, out.w * keep);
+      add_scaled(out, part, factor);
+    }
+  };
+
   // A computing warp's chain to shared memory.
   __device__ static void store_chain(const DecodeWork& work, char* shared, const State& state) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, heads = work.num_heads;
     float2* max_sum = reinterpret_cast<float2*>(shared);
-    float* out = reinterpret_cast<float*>(max_sum + kChains * heads);
+    float* out = reinterpret_cast<float*>(max_sum + (kChains + 2) * heads);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int head = lane / 4 + 8 * r;
@@ -78,15 +114,16 @@ struct DecodeMerge {
     }
   }
 
-  // Merges the chains of a split. Writes the output where the split is the only one, else the
-  // partial sums.
+  // Merges the chains of a split and folds it with those before. Behind the last, writes the output
+  // where nothing else is to be merged, else the partial sums.
   template <int kThreads>
   __device__ static void merge_chains(const AttentionArgs& args, const DecodeWork& work,
-                                      const Plan& plan, const char* shared) {
+                                      std::int32_t split, bool begins, bool ends, const Plan& plan,
+                                      char* shared) {
     const PagedAttentionParams& p = args.op;
     const int thread = threadIdx.x % kThreads, heads = work.num_heads;
-    const float2* max_sum = reinterpret_cast<const float2*>(shared);
-    const float* out = reinterpret_cast<const float*>(max_sum + kChains * heads);
+    float2* max_sum = reinterpret_cast<float2*>(shared);
+    float* out = reinterpret_cast<float*>(max_sum + (kChains + 2) * heads);
 #pragma unroll 1
     for (int i = thread * 4; i < heads * kHeadDim; i += 4 * kThreads) {
       const int head = i / kHeadDim, element = i % kHeadDim;
@@ -99,15 +136,31 @@ struct DecodeMerge {
       }
       float4 o;
       const float2 all = add_chains(chains, part, o);
+      // What is folded so far: maximum and sum of even splits and of odd ones, as others may read
+      // the former while this one is written.
+      float2* folded = max_sum + kChains * heads + head;
+      float4* folded_out =
+          reinterpret_cast<float4*>(out + (kChains * heads + head) * kPartRow + element);
+      Total total;
+      if (kFolds && !begins) {
+        total.max = folded[(split + 1) % 2 * heads].x,
+        total.sum = folded[(split + 1) % 2 * heads].y;
+        total.out = *folded_out;
+      }
+      total.add(all, o);
       const std::int64_t query_head = work.first_head + head;
-      if (plan.num_sums == 1) {
-        store_out(p, work.item.token * p.num_heads + query_head, element, o, all.y);
+      if (kFolds && !ends) {
+        *folded_out = total.out;
+        if (element == 0) folded[split % 2 * heads] = total.max_sum();
+      } else if (plan.num_sums == 1) {
+        store_out(p, work.item.token * p.num_heads + query_head, element, total.out, total.sum);
       } else {
-        const std::int64_t at = (plan.own_slot + work.split) * p.num_heads + query_head;
-        *reinterpret_cast<float4*>(args.partial_out + at * kHeadDim + element) = o;
-        if (element == 0) args.partial_max_sum[at] = all;
+        const std::int64_t at = (plan.own_slot + work.first_split) * p.num_heads + query_head;
+        *reinterpret_cast<float4*>(args.partial_out + at * kHeadDim + element) = total.out;
+        if (element == 0) args.partial_max_sum[at] = total.max_sum();
       }
     }
+    __syncwarp();
   }
 
   // Whether any of the threads says so; what they wrote before is seen by all of them after.
@@ -137,7 +190,7 @@ struct DecodeMerge {
   // being there then.
   __device__ static bool arrive(const DecodeWork& work, const Plan& plan, std::uint32_t* arrivals) {
     const bool awaits = work.item.num_shared > 0;
-    if (awaits && work.split != plan.num_splits - 1) {
+    if (awaits && work.end != work.item.length) {
       asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrivals) : "memory");
       return false;
     }
@@ -156,40 +209,22 @@ struct DecodeMerge {
     return there == all;
   }
 
-  // What is merged of a sequence so far: four elements of a row.
-  struct Total {
-    float max = kNegativeInfinity, sum = 0.0f;
-    float4 out = {};
-
-    __device__ void add(const float2& max_sum, const float4& part) {
-      const float max_new = fmaxf(max, max_sum.x);
-      const float keep = exp2_approx(max - max_new), factor = exp2_approx(max_sum.x - max_new);
-      max = max_new;
-      sum = fmaf(max_sum.y, factor, sum * keep);
-      out = make_float4(out.x * keep, out.y * keep, out.z * keep, out.w * keep);
-      add_scaled(out, part, factor);
-    }
-  };
-
-  // Sums on their way to a thread: kParts for each of kAtOnce places, four elements of a row.
-  template <int kAtOnce, int kParts>
+  // Sums on their way to a thread: four elements of a row of each.
+  template <int kCount>
   struct Parts {
-    int at[kAtOnce];  // the places' first elements
-    float2 max_sum[kAtOnce][kParts];
-    float4 part[kAtOnce][kParts];
+    float2 max_sum[kCount];
+    float4 part[kCount];
 
-    // Those of slots [slot, slot + count), kParts at most.
-    __device__ void load(const AttentionArgs& args, int first_head, std::int64_t slot, int count) {
+    // Those of `count` slots from `slot` on, `step` apart; kCount at most.
+    __device__ void load(const AttentionArgs& args, int head, int element, std::int64_t slot,
+                         int step, int count) {
 #pragma unroll
-      for (int n = 0; n < kParts; ++n) {
+      for (int n = 0; n < kCount; ++n) {
         if (n >= count) break;
-        const std::int64_t head = (slot + n) * args.op.num_heads + first_head;
-#pragma unroll
-        for (int j = 0; j < kAtOnce; ++j) {
-          const float* from = args.partial_out + head * kHeadDim + at[j];
-          max_sum[j][n] = __ldcg(args.partial_max_sum + head + at[j] / kHeadDim);
-          part[j][n] = __ldcg(reinterpret_cast<const float4*>(from));
-        }
+        const std::int64_t row = (slot + n * step) * args.op.num_heads + head;
+        const float* from = args.partial_out + row * kHeadDim + element;
+        max_sum[n] = __ldcg(args.partial_max_sum + row);
+        part[n] = __ldcg(reinterpret_cast<const float4*>(from));
       }
     }
   };
@@ -198,49 +233,55 @@ struct DecodeMerge {
   template <int kThreads>
   __device__ static void merge_splits(const AttentionArgs& args, const DecodeWork& work,
                                       const Plan& plan) {
-    constexpr int kStep = 4 * kThreads, kAtOnce = 128 / kThreads, kParts = 16 / kAtOnce;
+    constexpr int kAtOnce = kThreads == 32 ? 3 * kChains : 4 * kChains;
     const PagedAttentionParams& p = args.op;
-    const int size = work.num_heads * kHeadDim, num_shared = work.item.num_shared;
-    for (int first = static_cast<int>(threadIdx.x) % kThreads * 4; first < size;
-         first += kStep * kAtOnce) {
-      Parts<kAtOnce, kParts> parts;
-      Total total[kAtOnce];
-#pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) {
-        // Beyond the last head, the first place again.
-        parts.at[j] = first + j * kStep < size ? first + j * kStep : first;
-      }
-      for (int s = plan.first; s < num_shared; s += kParts / kChains) {
+    const int num_shared = work.item.num_shared;
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x) % kThreads * 4; i < work.num_heads * kHeadDim;
+         i += 4 * kThreads) {
+      const int head = work.first_head + i / kHeadDim, element = i % kHeadDim;
+      Parts<kAtOnce> parts;
+      Total total, group;
+      // Behind the sum of split `end` - 1.
+      const auto end_split = [&](int end) {
+        if (end % kFold != 0 && end < plan.num_splits) return;
+        total.add(group.max_sum(), group.out);
+        group = {};
+      };
+#pragma unroll 1
+      for (int s = plan.first; s < num_shared; s += kAtOnce / kChains) {
         const int count = kChains * (num_shared - s);
-        parts.load(args, work.first_head, work.item.first_slot + kChains * s, count);
+        parts.load(args, head, element, work.item.first_slot + kChains * s, 1, count);
 #pragma unroll
-        for (int n = 0; n < kParts; n += kChains) {
+        for (int n = 0; n < kAtOnce; n += kChains) {
           if (n >= count) break;
-#pragma unroll
-          for (int j = 0; j < kAtOnce; ++j) {
-            float4 split;
-            const float2 all = add_chains(parts.max_sum[j] + n, parts.part[j] + n, split);
-            total[j].add(all, split);
-          }
+          float4 split;
+          const float2 all = add_chains(parts.max_sum + n, parts.part + n, split);
+          group.add(all, split);
+          end_split(s + n / kChains + 1);
         }
       }
-      for (int s = max(plan.first, num_shared); s < plan.num_splits; s += kParts) {
-        const int count = plan.num_splits - s;
-        parts.load(args, work.first_head, plan.own_slot + s, count);
+      // Splits by themselves, then folded groups, then splits by themselves.
+      int s = max(plan.first, num_shared);
+#pragma unroll 1
+      while (s < plan.num_splits) {
+        const bool folded = s >= plan.whole && s < plan.end_whole;
+        const int step = folded ? kFold : 1;
+        const int end = folded           ? plan.end_whole
+                        : s < plan.whole ? min(plan.whole, plan.num_splits)
+                                         : plan.num_splits;
+        if (folded) s = s / kFold * kFold;
+        const int count = (end - s + step - 1) / step;
+        parts.load(args, head, element, plan.own_slot + s, step, count);
 #pragma unroll
-        for (int n = 0; n < kParts; ++n) {
+        for (int n = 0; n < kAtOnce; ++n) {
           if (n >= count) break;
-#pragma unroll
-          for (int j = 0; j < kAtOnce; ++j) total[j].add(parts.max_sum[j][n], parts.part[j][n]);
+          group.add(parts.max_sum[n], parts.part[n]);
+          end_split(s + (n + 1) * step);
         }
+        s += min(count, kAtOnce) * step;
       }
-#pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) {
-        if (first + j * kStep >= size) break;
-        const int at = parts.at[j];
-        const std::int64_t row = work.item.token * p.num_heads + work.first_head + at / kHeadDim;
-        store_out(p, row, at % kHeadDim, total[j].out, total[j].sum);
-      }
+      store_out(p, work.item.token * p.num_heads + head, element, total.out, total.sum);
     }
   }
 

@@ -173,6 +173,26 @@ def test_a_sequence_gives_the_same_bytes_alone_and_where_thread_blocks_take_many
         assert torch.equal(check(ops, (q, cache, alone), dtype=dtype)[0], together[i])
 
 
+@pytest.mark.parametrize("window", [0, 1500])
+@pytest.mark.parametrize("shared", [0, 5 * 320])
+@pytest.mark.parametrize("count", [9, 33, 40])
+@pytest.mark.parametrize("head_dim", [64, 80, 128, 256])
+def test_groups_of_splits_give_the_same_bytes_folded_by_one_thread_block_and_apart(
+    ops, head_dim, count, shared, window
+):
+    """Of many sequences, groups are taken whole; of one alone, a thread block takes a split."""
+    lens = [4700 - 31 * i for i in range(count)]
+    case = make_case("bfloat16", head_dim, 8, 3, 16, [1] * count, [n - 1 for n in lens])
+    query, cache, batch = case
+    for table in batch.tables:
+        table[: shared // 16] = batch.tables[0][: shared // 16]
+    together = check(ops, case, window=window)
+    for i in range(0, count, 4):
+        alone = Batch([1], [lens[i] - 1], [batch.tables[i]], 16, batch.stride)
+        q = query[i : i + 1].clone()
+        assert torch.equal(check(ops, (q, cache, alone), window=window)[0], together[i])
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "fp8_e4m3"])
 @pytest.mark.parametrize("window", [0, 200])
 def test_a_prompt_gives_the_same_bytes_however_it_is_chunked(ops, dtype, window):

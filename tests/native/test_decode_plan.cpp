@@ -59,15 +59,24 @@ std::int64_t expect_sound(const Batch& batch, const DecodePlan& plan) {
   std::vector<std::vector<std::int32_t>> slots(batch.size());  // written for each sequence
   std::vector<std::int32_t> first_slot(batch.size(), -1), num_shared(batch.size(), 0);
   std::vector<bool> ended(batch.size(), false);
+  std::vector<std::int32_t> last_item(batch.size(), -1);
   const auto num_items = static_cast<std::int32_t>(plan.items().size());
-  for (const DecodeItem& item : plan.items()) {
+  for (std::int32_t index = 0; index < num_items; ++index) {
+    const DecodeItem& item = plan.items()[index];
     if (item.count == 0) {
       const std::int32_t s = item.token;
       CHECK(item.length == batch.context_lens[s] + 1 && item.table_row == batch.table_rows[s]);
       CHECK(item.part >= item.num_shared && !ended[s]);
-      slots[s].push_back(item.first_slot + (kChains - 1) * item.num_shared + item.part);
+      const std::int32_t size = split_tokens(item.length);
+      const std::int32_t end = item.part % kFold == 0 ? item.part + kFold : item.part + 1;
+      for (std::int32_t split = item.part; split < end && split * size < item.length; ++split) {
+        slots[s].push_back(item.first_slot + (kChains - 1) * item.num_shared + split);
+      }
+      // The kernel finds the items of a sequence's other groups beside this one.
+      CHECK(last_item[s] < 0 || last_item[s] == index - 1);
+      last_item[s] = index;
       first_slot[s] = item.first_slot, num_shared[s] = item.num_shared;
-      ended[s] = (item.part + 1) * split_tokens(item.length) >= item.length;
+      ended[s] = end * size >= item.length;
       continue;
     }
     ++num_several;
