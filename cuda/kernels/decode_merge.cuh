@@ -143,7 +143,7 @@ struct DecodeMerge {
           reinterpret_cast<float4*>(out + (kChains * heads + head) * kPartRow + element);
       Total total;
       if (kFolds && !begins) {
-        total.max = folded[(split + 1) % 2 * heads].x,
+        total.max = folded[(split + 1) % 2 * heads].x;
         total.sum = folded[(split + 1) % 2 * heads].y;
         total.out = *folded_out;
       }
