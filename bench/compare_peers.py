@@ -34,6 +34,7 @@ from engines import ENGINES  # noqa: E402
 from model_limits import BITS  # noqa: E402
 from process import EngineError, EngineProcess, find_installations  # noqa: E402
 from quiet import Quiet  # noqa: E402
+from shapes import SHAPES  # noqa: E402
 from table import Table, write_into  # noqa: E402
 from workload import FIGURES  # noqa: E402
 
@@ -47,7 +48,7 @@ METRICS = ["start", *BRIEF, *LONG, "host"]
 SINGLE_FIGURES = [figure for figures in (BRIEF | LONG).values() for figure in figures]
 REPETITIONS = {"ttft_128_s": 3, "prefill_512_tok_s": 3}  # in one turn
 RUNNING = (256, 1024)  # sequences of the host's step
-DECODE_TOKENS = {"S": 128, "M": 48}
+DECODE_TOKENS = 128
 SLOW_START_S = 5.0  # a load that is timed once only
 LEAST_PATIENCE_S, MOST_PATIENCE_S = 20.0, 600.0
 
@@ -167,7 +168,7 @@ class Comparison:
                 figure,
                 REPETITIONS.get(figure, 1),
                 seed=1_000 * index + list(FIGURES).index(figure),
-                decode_tokens=DECODE_TOKENS[self._args.size],
+                decode_tokens=DECODE_TOKENS,
                 limit_s=patience,
             )
         except EngineError as error:
@@ -263,7 +264,7 @@ def comma_list(known: list[str]) -> Callable[[str], list[str]]:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("size", choices=list(DECODE_TOKENS), default="S", nargs="?")
+    parser.add_argument("size", choices=list(SHAPES), default="S", nargs="?")
     parser.add_argument("--peers", type=Path, help="where install.sh put engines")
     parser.add_argument("--models", type=Path, help="models and exports; PEERS/models")
     parser.add_argument("--engines", type=comma_list(list(ENGINES)), default=list(ENGINES))

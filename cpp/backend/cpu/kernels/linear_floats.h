@@ -42,6 +42,8 @@ class FloatShare : public LinearShare<F> {
         stream_block<F, 4>(panel.blocks[i], next, in_features, x, sums);
       } else if (num_rows <= 6) {
         stream_block<F, 6>(panel.blocks[i], next, in_features, x, sums);
+      } else if (task_.fetches_streams) {
+        stream_block<F, 8, 4>(panel.blocks[i], next, in_features, x, sums);
       } else {
         stream_block<F, 8>(panel.blocks[i], next, in_features, x, sums);
       }

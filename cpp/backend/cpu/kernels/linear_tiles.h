@@ -229,9 +229,9 @@ struct StreamTile {
 };
 
 // Few rows: the same for R rows of x, some outputs at a time and a segment after the other, whose x
-// stays in the L1 cache. `next` is the block that the caller wants next; weights are fetched as
-// many outputs ahead.
-template <typename F, int R>
+// stays in the L1 cache. `next` is the block that the caller wants next; weights are fetched
+// kAhead outputs ahead.
+template <typename F, int R, int kAhead = StreamTile<R>::kOutputs>
 void stream_block(const Block<F>& block, const Block<F>& next, std::int64_t in_features,
                   const typename F::Operand* const* x, float* sums) {
   constexpr int kRows = StreamTile<R>::kRows;
@@ -240,13 +240,14 @@ void stream_block(const Block<F>& block, const Block<F>& next, std::int64_t in_f
     const std::int64_t rest = in_features - k;
     const std::int64_t count = rest < segment_inputs<F>() ? rest : segment_inputs<F>();
     for (int output = 0; output < block.num_outputs; output += V) {
-      const bool last = output + V >= block.num_outputs;
+      const bool last = output + kAhead >= block.num_outputs;
       const bool ends = last && count == rest;
+      const int ahead_output = kAhead == V ? 0 : output + kAhead - block.num_outputs;
       const typename F::Weight* w[V];
       const typename F::Weight* ahead[V];
       rows_of_outputs(block, output, k, w);
       const std::int64_t ahead_k = ends ? 0 : last ? k + count : k;
-      rows_of_outputs(ends ? next : block, last ? 0 : output + V, ahead_k, ahead);
+      rows_of_outputs(ends ? next : block, last ? ahead_output : output + kAhead, ahead_k, ahead);
       for (int row = 0; row < R; row += kRows) {
         const typename F::Operand* x_rows[kRows];
         for (int r = 0; r < kRows; ++r) x_rows[r] = x[row + r] + k;
