@@ -29,8 +29,8 @@ constexpr std::int64_t segment_inputs() {
 template <typename F>
 struct Block {
   const char* data;  // of the first output
-  std::int64_t
-      stride;  // bytes between outputs (kOutIn) or inputs (kInOut); of quantised ones lines
+  // Bytes between outputs (kOutIn) or inputs (kInOut), or between lines of quantised weights.
+  std::int64_t stride;
   WeightLayout layout;
   int num_outputs;
   const float* scales = nullptr;  // of quantised weights: groups of inputs, kBlockOutputs apart
