@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <utility>
 
 #include "cuda/common/launch.h"
 #include "pagedcore/error.h"
@@ -179,122 +178,6 @@ void CudaBackend::do_linear_rope_and_cache(const LinearParams& qkv,
   check_rope_and_cache(rope);
   graphs_.admit(qkv);
   if (graphs_.admit(rope)) launch_skinny_linear(qkv, &rope, stream_);
-}
-
-CudaBackend::Product CudaBackend::choose_product(const LinearParams& p) const {
-  if (p.norm.weight == nullptr && p.x_squares == nullptr && gemv_serves(p)) return Product::kGemv;
-  return properties_.major == 9 && skinny_linear_serves(p) ? Product::kSkinny : Product::kCublas;
-}
-
-bool CudaBackend::splits_norm(const LinearParams& p) const {
-  // Before it is ended, a row may be too large for float16.
-  if (p.x_dtype != DType::kBFloat16) return false;
-  if (p.norm.weight == nullptr) return p.epilogue != LinearEpilogue::kAccumulate;
-  return p.x_squares == nullptr && !gemv_serves(p) && choose_product(p) == Product::kSkinny;
-}
-
-void CudaBackend::matrix_products(const LinearParams& p, void* y, DType y_dtype,
-                                  std::int64_t y_stride, bool accumulate) {
-  const auto bytes = [](DType dtype, std::int64_t elements) {
-    return elements * dtype_bits(dtype) / 8;
-  };
-  std::int64_t column = 0;
-  for (int i = 0; i < p.num_weights;) {
-    const LinearWeight& first = p.weights[i];
-    std::int64_t out_features = first.out_features;
-    const char* end =
-        static_cast<const char*>(first.data) + bytes(first.dtype, out_features * p.in_features);
-    for (++i; i < p.num_weights && p.weights[i].data == end && first.layout == WeightLayout::kOutIn;
-         ++i) {
-      out_features += p.weights[i].out_features;
-      end += bytes(first.dtype, p.weights[i].out_features * p.in_features);
-    }
-    cublas_.matmul({.num_rows = p.num_rows,
-                    .in_features = p.in_features,
-                    .out_features = out_features,
-                    .x = p.x,
-                    .x_stride = p.x_stride,
-                    .weight = first.data,
-                    .transposed = first.layout == WeightLayout::kInOut,
-                    .dtype = first.dtype,
-                    .y = static_cast<char*>(y) + bytes(y_dtype, column),
-                    .y_dtype = y_dtype,
-                    .y_stride = y_stride,
-                    .accumulate = accumulate},
-                   gemm_workspace_.reserve(CublasLt::kWorkspaceBytes), stream_);
-    column += out_features;
-  }
-}
-
-void CudaBackend::do_linear(const LinearParams& p) {
-  PAGEDCORE_REQUIRE(p.weights[0].dtype == p.x_dtype,
-                    "linear on CUDA: x must have the weights' dtype ",
-                    dtype_name(p.weights[0].dtype), ", got ", dtype_name(p.x_dtype));
-  if (!graphs_.admit(p)) return;
-  switch (choose_product(p)) {
-    case Product::kGemv:
-      return launch_gemv(p, stream_);
-    case Product::kSkinny:
-      return launch_skinny_linear(p, nullptr, stream_);
-    case Product::kCublas:
-      return linear_by_cublas(p);
-  }
-}
-
-void CudaBackend::linear_by_cublas(const LinearParams& p) {
-  const bool gated = p.epilogue == LinearEpilogue::kGated;
-  const bool adds = p.epilogue == LinearEpilogue::kAccumulate;
-  const bool ends_norm = p.x_squares != nullptr;
-  BiasActivationParams part{.num_rows = p.num_rows, .y_dtype = p.y_dtype, .y_stride = p.y_stride};
-  void* y = p.y;
-  if (gated) {
-    PAGEDCORE_CHECK(p.y_stride == p.weights[0].out_features, p.y_stride);
-    part.y_stride = 2 * p.weights[0].out_features;
-    y = gate_up_.reserve(p.num_rows * part.y_stride * dtype_bits(p.y_dtype) / 8);
-  }
-  std::int64_t width = 0;
-  bool any_bias = false;
-  for (int i = 0; i < p.num_weights; ++i) {
-    width += p.weights[i].out_features;
-    any_bias = any_bias || p.weights[i].bias != nullptr;
-  }
-  const auto add_biases = [&](bool every_weight) {
-    std::int64_t column = 0;
-    for (int i = 0; i < p.num_weights; ++i) {
-      const LinearWeight& weight = p.weights[i];
-      part.y = static_cast<char*>(y) + column * dtype_bits(p.y_dtype) / 8;
-      part.width = weight.out_features;
-      part.bias = weight.bias;
-      part.bias_dtype = weight.bias_dtype;
-      if (every_weight || weight.bias != nullptr) launch_bias_activation(part, stream_);
-      column += weight.out_features;
-    }
-  };
-  RowSquares squares{p.x_squares, p.in_features, p.x_epsilon};
-  // A bias goes in first and the product is added to it, which rounds once as an epilogue would;
-  // but not before the product is multiplied by what ends a norm.
-  part.keep_y = adds;
-  if (any_bias && !ends_norm) add_biases(!adds);
-  matrix_products(p, y, p.y_dtype, part.y_stride, adds || (any_bias && !ends_norm));
-  part.keep_y = true;
-  if (ends_norm && (any_bias || !gated)) {
-    part.squares = std::exchange(squares, {});
-    add_biases(true);
-    part.squares = {};
-  }
-  if (gated) {
-    launch_gated_activation({.num_rows = p.num_rows,
-                             .width = p.weights[0].out_features,
-                             .gate_up = y,
-                             .dtype = p.y_dtype,
-                             .activation = p.activation,
-                             .y = p.y,
-                             .y_dtype = p.y_dtype},
-                            squares, stream_);
-  } else if (p.activation != Activation::kNone) {
-    part.y = y, part.width = width, part.bias = nullptr, part.activation = p.activation;
-    launch_bias_activation(part, stream_);
-  }
 }
 
 void CudaBackend::reserve_partials(const StepLimits& limits) {

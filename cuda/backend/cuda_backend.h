@@ -59,9 +59,15 @@ class CudaBackend final : public Backend {
   enum class Product { kGemv, kSkinny, kCublas };
   Product choose_product(const LinearParams& params) const;
   void linear_by_cublas(const LinearParams& params);
+  void gated_linear_by_cublas(const LinearParams& params, const RowSquares& squares);
+  // y = what ends the norm of x, where there are squares, * x W^T + biases, or added to y.
+  void biased_products(const LinearParams& params, void* y, std::int64_t y_stride,
+                       const RowSquares& squares);
   // y[.., column ..] = x W^T, or added to it; weights that lie one behind the other at once.
-  void matrix_products(const LinearParams& params, void* y, DType y_dtype, std::int64_t y_stride,
-                       bool accumulate);
+  void matrix_products(const LinearParams& params, void* y, std::int64_t y_stride, bool accumulate);
+  // y = what ends the norm, where there are squares, * y + biases; without keep_y: y = biases.
+  void add_biases(const LinearParams& params, void* y, std::int64_t y_stride, bool keep_y,
+                  const RowSquares& squares);
   void reserve_partials(const StepLimits& limits);
 
   cudaDeviceProp properties_{};

@@ -53,7 +53,9 @@ void DecodePlan::make(const ForwardBatch& host) {
         std::exchange(num_slots, num_slots + s.num_splits + (kChains - 1) * s.num_shared);
   }
   if (num_shared_ > 0) for_runs([&](std::size_t a, std::size_t b) { add_shared_items(a, b); });
+  num_splits_ = static_cast<std::int32_t>(items_.size());
   for (const Sequence& s : sequences_) {
+    num_splits_ += s.num_splits - s.num_shared;
     for (std::int32_t split = s.num_shared; split < s.num_splits;) {
       items_.push_back({s.token, s.table_row, s.length, split, s.first_slot, s.num_shared});
       split += split % kFold == 0 ? kFold : 1;

@@ -19,6 +19,8 @@ class DecodePlan {
   void make(const ForwardBatch& host);
 
   const std::vector<DecodeItem>& items() const { return items_; }
+  // Of the items; those of several count as one each.
+  std::int32_t num_splits() const { return num_splits_; }
   // To be laid behind the items.
   const std::vector<DecodeMember>& members() const { return members_; }
 
@@ -42,6 +44,7 @@ class DecodePlan {
   std::vector<std::int32_t> common_;  // splits that a sequence shares with the one behind it
   std::int64_t num_shared_ = 0;       // sum over the sequences
   std::vector<DecodeItem> items_;
+  std::int32_t num_splits_ = 0;
   std::vector<DecodeMember> members_;
 };
 

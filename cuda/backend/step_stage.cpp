@@ -127,7 +127,7 @@ ForwardBatch StepStage::stage(const ForwardBatch& host, const TokenId* samples,
   const auto& items = decode_.items();
   const auto& members = decode_.members();
   const StepHeader header{host.num_tokens, host.num_seqs, static_cast<std::int32_t>(items.size()),
-                          static_cast<std::int32_t>(prefill_.size())};
+                          static_cast<std::int32_t>(prefill_.size()), decode_.num_splits()};
   char* pinned = inputs_ring_.begin(device_.bytes());
   Packer pack(pinned, device_.as<char>());
   inputs_.header = pack.add(&header, 1, 1, {});

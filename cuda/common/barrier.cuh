@@ -37,5 +37,19 @@ __device__ inline void barrier_wait(std::uint32_t barrier, int parity) {
                     (PAGEDCORE_BARRIER_WAIT("mbarrier.test_wait");))
 }
 #undef PAGEDCORE_BARRIER_WAIT
+// Whether barrier_wait() would return at once.
+__device__ inline bool barrier_passed(std::uint32_t barrier, int parity) {
+  std::uint32_t passed;
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+      "selp.b32 %0, 1, 0, done;\n"
+      "}\n"
+      : "=r"(passed)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return passed != 0;
+}
 
 }  // namespace pagedcore::cuda

@@ -10,6 +10,7 @@ struct StepHeader {
   std::int32_t num_seqs = 0;     // of the unpadded batch
   std::int32_t num_items = 0;    // work items of decode attention
   std::int32_t num_prefill = 0;  // sequences with more than one token
+  std::int32_t num_splits = 0;   // of the work items, where those of several count as one each
 };
 
 // Splits of a decoding sequence: its tokens [split * n, (split + 1) * n), n = split_tokens(length),

@@ -3,8 +3,8 @@
 #include <nv/target>
 
 #include "cuda/common/launch.cuh"
+#include "cuda/kernels/decode_boxes.cuh"
 #include "cuda/kernels/decode_merge.cuh"
-#include "cuda/kernels/wgmma.cuh"
 
 namespace pagedcore::cuda {
 
@@ -37,23 +37,28 @@ template <typename KV, int kHeadDim>
 struct DecodeAttention {
   using Tile = DecodeTile<KV, kHeadDim>;
   using Merge = DecodeMerge<KV, kHeadDim>;
+  using Boxes = DecodeBoxes<KV, kHeadDim>;
   using Row = typename Tile::Row;
   using State = typename Tile::State;
   static constexpr int kTokens = DecodeWork::kTokens;
   static constexpr int kThreads = 32 * (kChains + 2);
   static constexpr int kBlocksPerSm = kHeadDim <= 128 ? 2 : 1;
   static constexpr int kStageBytes = Tile::kStageBytes;
-  // Whether the loading warp holds back: more tokens on their way than memory needs come slower,
-  // and whatever else is loaded or stored waits behind them. Small stages come as fast as it asks
-  // for them; a round more of its loop would cost more.
-  static constexpr bool kPaced = kStageBytes >= 8192;
-  // Stages on their way to a thread block that shares its processor.
-  static constexpr int kOnTheirWay = (kPaced ? 65536 : 131072) / kBlocksPerSm / kStageBytes;
+  static constexpr bool kSmallStages = kStageBytes < 8192;
+  // Stages on their way to a thread block that shares its processor: more tokens than memory needs
+  // come slower, and whatever else is loaded or stored waits behind them.
+  static constexpr int kOnTheirWay = (kSmallStages ? 98304 : 65536) / kBlocksPerSm / kStageBytes;
+  // By cp.async, a round more of the loading warp's loop would cost more where stages are small:
+  // they come as fast as it asks for them, into a ring of so many.
+  static constexpr int kUnpacedStages = 131072 / kBlocksPerSm / kStageBytes;
+  // Groups that are fetched into the L2 cache when the ring is full for the first time: the kernel
+  // before this one still runs, mostly, and asks for nothing any more.
+  static constexpr int kAhead = 8;
   // Stages that are asked for together: rounds of the loading warp's loop, which bound how fast it
   // asks, against how evenly loads are on their way. With a processor to itself, a block takes
   // most.
   static constexpr int kMostAtOnce = kChains;
-  static constexpr int kAtOnce = kStageBytes >= 8192 ? 2 : kMostAtOnce;
+  static constexpr int kAtOnce = kSmallStages ? kMostAtOnce : 2;
   // Query heads of a tile. With more heads of 256, chains and ring would not fit some devices.
   static constexpr int kHeads = kHeadDim <= 128 ? DecodeWork::kRows : DecodeWork::kRows / 2;
   static constexpr int kAlignment = 1024;  // of a stage, as the swizzle of tensor copies asks
@@ -85,26 +90,6 @@ struct DecodeAttention {
     return (stages < kMost ? stages : kMost) / kChains * kChains;
   }
   static_assert(kOnTheirWay % kChains == 0 && stages_for(101376, kHeads) >= kChains);
-
-  // By tensor copies of the calling lane: one group of K and V, the tokens of a block from `row`
-  // on.
-  __device__ static void copy_boxes(const AttentionArgs& args, const CUtensorMap& map,
-                                    const DecodeWork& work, BlockId block, int row,
-                                    std::uint32_t stage, std::uint32_t full) {
-    const KvCacheView& c = args.op.cache;
-    const auto head = static_cast<int>((block * c.num_layers + args.op.layer) * 2 * c.num_kv_heads +
-                                       work.kv_head);
-    sm90::barrier_arrive_expecting(full, kStageBytes);
-#pragma unroll
-    for (int s = 0; s < Tile::kSlices; ++s) {
-      const std::uint32_t to = stage + s * Tile::kSliceBytes;
-      if (work.shared()) {  // maybe again by the next 16 sequences
-        sm90::copy_box(to, map, s * 64, row, 0, head, full);
-      } else {
-        sm90::copy_box_once(to, map, s * 64, row, 0, head, full);
-      }
-    }
-  }
 
   // By cp.async: `offset` is that of the lane % 16'th token's row in the layer's K, or -1 where it
   // must not be read.
@@ -142,38 +127,37 @@ struct DecodeAttention {
                                     const DecodeRing& ring) {
     const int lane = threadIdx.x % 32, at_once = ring.at_once;
     if (lane >= at_once) return;
-    const int shift = __ffs(static_cast<int>(args.op.cache.block_size)) - 1;
-    const int mask = static_cast<int>(args.op.cache.block_size) - 1;
+    sm90::prefetch_map(map);
     DecodeRing::Cursor at;  // of the lane's group
     ring.move(at, lane);
-    int num_asked = 0;
+    bool was_full = false;  // the ring
     const auto load_item = [&](const DecodeWork& work, const DecodeItem& next, bool last) {
-      const BlockId* table =
-          args.batch.block_tables + work.item.table_row * args.batch.table_stride;
-      const auto block_of = [&](std::int32_t token) {
-        return __ldg(table + (min(token, work.end - 1) >> shift));
-      };
-      const std::int32_t to_own = lane * work.step, to_next = at_once * work.step;
+      const Boxes boxes = Boxes::make(args, map, work);
+      const std::int32_t to_next = at_once * work.step;
       for (std::int32_t pass = 0; pass < work.num_passes(); ++pass) {
-        BlockId block = block_of(work.first + to_own);
-        for (std::int32_t token = work.first; token < work.end; token += to_next) {
-          const BlockId next_block = block_of(token + to_next + to_own);
+        std::int32_t token = work.first + lane * work.step;
+        BlockId block = boxes.block_of(token);
+        for (std::int32_t left = work.num_groups(); left > 0; left -= at_once) {
+          const BlockId next_block = boxes.block_of(token + to_next);
           // The step's own token.
-          if (token + to_next - work.step + kTokens >= work.item.length) await_inputs();
-          if (token + to_own < work.end) {
-            barrier_wait(ring.empty_barrier(at), at.parity ^ 1);
-            if (num_asked + lane >= ring.most_on_their_way) {
-              DecodeRing::Cursor awaited = at;
-              ring.move(awaited, -ring.most_on_their_way);
-              barrier_wait(ring.full_barrier(awaited), awaited.parity);
+          if (left <= at_once && work.end == work.item.length) await_inputs();
+          if (lane < left) {
+            const std::uint32_t empty = ring.empty_barrier(at);
+            if (!was_full && !barrier_passed(empty, at.parity ^ 1)) {
+              was_full = true;
+              boxes.prefetch(block, token, to_next, kAhead / at_once);
             }
-            copy_boxes(args, map, work, block, (token + to_own) & mask, ring.stage(at),
-                       ring.full_barrier(at));
+            barrier_wait(empty, at.parity ^ 1);
+            DecodeRing::Cursor awaited = at;
+            ring.move(awaited, -ring.most_on_their_way);
+            barrier_wait(ring.full_barrier(awaited), awaited.parity);
+            boxes.copy(block, token, ring.stage(at), ring.full_barrier(at));
           }
-          if (!last && pass == 0 && token == work.first) prefetch_table(args, next, shift);
-          const int asked = min(at_once, (work.end - token + work.step - 1) / work.step);
-          ring.move(at, asked);
-          num_asked += asked;
+          if (!last && pass == 0 && left == work.num_groups()) {
+            prefetch_table(args, next, boxes.shift);
+          }
+          ring.move(at, min(at_once, left));
+          token += to_next;
           block = next_block;
         }
       }
@@ -204,7 +188,7 @@ struct DecodeAttention {
           }
           if (token + kTokens >= work.item.length) await_inputs();  // the step's own token
           barrier_wait(ring.empty_barrier(at), at.parity ^ 1);
-          if (kPaced && ++on_their_way > ring.most_on_their_way) {
+          if (!kSmallStages && ++on_their_way > ring.most_on_their_way) {
             barrier_wait(ring.full_barrier(awaited), awaited.parity);
             ring.move(awaited, 1);
           }

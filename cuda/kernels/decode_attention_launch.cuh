@@ -26,14 +26,16 @@ void launch_decode_attention_as(const AttentionArgs& args, std::int64_t max_item
   const std::int64_t group = args.op.num_heads / cache.num_kv_heads;
   const std::int64_t num_tiles = cache.num_kv_heads * ceil_div(group, Kernel::kHeads);
   const int heads = static_cast<int>(std::min<std::int64_t>(group, Kernel::kHeads));
-  // Rings are as deep as fits, so that much is there when the inputs are; but for the loading warp,
-  // nothing else holds the loads of small stages back.
+  // Rings are as deep as fits, so that much is there when the inputs are.
+  const bool tensor = args.sm_major == 9 && cache.block_size >= Kernel::kTokens;
   const std::int64_t max_pieces = max_items * kFold;
   const bool alone = max_pieces * num_tiles <= args.num_sms;
   const int share = args.sm_shared_bytes / Kernel::kBlocksPerSm - 1024;
   int stages = alone ? 0 : Kernel::stages_for(std::min(share, args.max_shared_bytes), heads);
   if (stages == 0) stages = Kernel::stages_for(args.max_shared_bytes, heads);
-  if (!alone && !Kernel::kPaced) stages = std::min(stages, Kernel::kOnTheirWay);
+  if (!alone && !tensor && Kernel::kSmallStages) {
+    stages = std::min(stages, Kernel::kUnpacedStages);
+  }
   const int most_on_their_way = alone ? stages : std::min(stages, Kernel::kOnTheirWay);
   const int shared_bytes = Kernel::shared_bytes(stages, heads);
   PAGEDCORE_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -45,7 +47,6 @@ void launch_decode_attention_as(const AttentionArgs& args, std::int64_t max_item
   const std::int64_t at_once = std::max<std::int64_t>(1, args.num_sms * blocks_a_sm / num_tiles);
   const dim3 grid(static_cast<unsigned>(num_tiles),
                   static_cast<unsigned>(std::min(max_pieces, at_once)));
-  const bool tensor = args.sm_major == 9 && cache.block_size >= Kernel::kTokens;
   const CUtensorMap map = tensor ? describe_cache(cache, Kernel::kTokens, 2) : CUtensorMap{};
   launch_dependent(kernel, grid, Kernel::kThreads, shared_bytes, stream, args, map, tensor, stages,
                    most_on_their_way, alone ? Kernel::kMostAtOnce : Kernel::kAtOnce);

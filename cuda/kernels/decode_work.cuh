@@ -16,6 +16,8 @@ struct DecodePieces {
     const std::int32_t num_items = args.header->num_items;
     const auto at_once = static_cast<std::int32_t>(gridDim.y);
     if (!kFolds || num_items * kFold <= at_once) return {num_items, 0};
+    // Most are one split each: there is little to divide, and empty pieces take time too.
+    if (args.header->num_splits < 2 * num_items) return {num_items, num_items};
     const std::int32_t rest = num_items % at_once;
     return {num_items, kFold * rest > (kFold - 1) * at_once ? num_items : num_items - rest};
   }

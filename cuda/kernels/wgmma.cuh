@@ -59,18 +59,31 @@ __device__ inline void copy_box(std::uint32_t dst, const CUtensorMap& map, int c
       "l"(&map), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(barrier)
       : "memory");
 }
-// The same of what is read once: it makes room in the L2 cache before anything else does.
-__device__ inline void copy_box_once(std::uint32_t dst, const CUtensorMap& map, int c0, int c1,
-                                     int c2, int c3, std::uint32_t barrier) {
+// How long the L2 cache keeps what a copy reads; what is read once makes room before anything else.
+__device__ inline std::uint64_t cache_policy(bool once) {
+  std::uint64_t first, normal;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(first));
+  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(normal));
+  return once ? first : normal;
+}
+__device__ inline void copy_box(std::uint32_t dst, const CUtensorMap& map, int c0, int c1, int c2,
+                                int c3, std::uint32_t barrier, std::uint64_t policy) {
   asm volatile(
-      "{\n"
-      ".reg .b64 policy;\n"
-      "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
       "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-      "[%0], [%1, {%2, %3, %4, %5}], [%6], policy;\n"
-      "}\n" ::"r"(dst),
-      "l"(&map), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(barrier)
+      "[%0], [%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(dst),
+      "l"(&map), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(barrier), "l"(policy)
       : "memory");
+}
+// Fetches a box into the L2 cache.
+__device__ inline void prefetch_box(const CUtensorMap& map, int c0, int c1, int c2, int c3) {
+  asm volatile(
+      "cp.async.bulk.prefetch.tensor.4d.L2.global.tile [%0, {%1, %2, %3, %4}];" ::"l"(&map),
+      "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+      : "memory");
+}
+// Fetches the map itself, which the first copy would wait for.
+__device__ inline void prefetch_map(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 __device__ inline void copy_box(std::uint32_t dst, const CUtensorMap& map, int c0, int c1,
                                 std::uint32_t barrier) {
