@@ -18,16 +18,9 @@ from pagedcore.engine_options import engine_config, make_backend
 from pagedcore.interrupts import interrupts_deferred
 from pagedcore.live_request import Batch, LiveRequest
 from pagedcore.outputs import RequestOutput
-from pagedcore.prompts import (
-    Prompt,
-    RequestSpec,
-    as_prompt_list,
-    as_spec_list,
-    check_tokens,
-    utf8_text,
-)
+from pagedcore.prompts import Prompt, RequestSpec, as_prompt_list, as_spec_list, check_tokens
 from pagedcore.quantization import check_quantization, make_weights
-from pagedcore.sampling_params import SamplingParams, suggested_params, whole_number
+from pagedcore.sampling_params import SamplingParams, suggested_params, utf8_text, whole_number
 from pagedcore.text import Tokenizer, eos_token_ids
 from pagedcore.text_pieces import TextPieces
 

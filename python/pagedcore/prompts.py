@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from pagedcore._core import InvalidArgument
-from pagedcore.sampling_params import SamplingParams, whole_number
+from pagedcore.sampling_params import SamplingParams, utf8_text, whole_number
 
 Prompt = str | Sequence[int]
 T = TypeVar("T")
@@ -71,17 +71,6 @@ def _sampling_params(name: str, value: object) -> SamplingParams:
     if isinstance(value, SamplingParams):
         return value
     raise InvalidArgument(f"{name} must be SamplingParams, got {value!r}")
-
-
-def utf8_text(name: str, value: object) -> str:
-    """The argument `name` as a text; raises where it is none, or holds half a surrogate pair."""
-    if not isinstance(value, str):
-        raise InvalidArgument(f"{name} must be a text, got {value!r}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise InvalidArgument(f"{name} must be valid Unicode, got {value!r}") from None
-    return value
 
 
 def check_tokens(i: int, prompt: Any, vocab_size: int) -> list[int]:
