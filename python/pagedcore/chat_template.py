@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,8 @@ class ChatTemplate:
 
 def check_messages(messages: Sequence[Message]) -> None:
     """Raises InvalidArgument unless `messages` is a conversation of at least one message."""
-    if isinstance(messages, (str, bytes, Mapping)) or not messages:
+    is_list = isinstance(messages, Iterable) and not isinstance(messages, (str, bytes, Mapping))
+    if not is_list or not messages:
         raise InvalidArgument(
             f'messages must be a list like [{{"role": "user", "content": "Hi"}}], got {messages!r}'
         )

@@ -20,7 +20,7 @@ from pagedcore.live_request import Batch, LiveRequest
 from pagedcore.outputs import RequestOutput
 from pagedcore.prompts import Prompt, RequestSpec, as_prompt_list, as_spec_list, check_tokens
 from pagedcore.quantization import check_quantization, make_weights
-from pagedcore.sampling_params import SamplingParams, suggested_params
+from pagedcore.sampling_params import SamplingParams, suggested_params, utf8_text, whole_number
 from pagedcore.text import Tokenizer, eos_token_ids
 from pagedcore.text_pieces import TextPieces
 
@@ -289,8 +289,8 @@ class LLM:
             raise InvalidArgument("stream needs either prompt or messages")
         params = sampling_params or self.default_sampling_params
         specs = as_spec_list(1, params, priority, tenant, cache_salt)
-        if params.n != 1:
-            raise InvalidArgument(f"n must be 1 to stream, got {params.n}")
+        if (n := specs[0].params.n) != 1:
+            raise InvalidArgument(f"n must be 1 to stream, got {n}")
         if messages is not None:
             prompt = self.chat_prompt(messages)
             (token_ids,) = tokenizer.encode([prompt], add_special_tokens=False)
@@ -305,8 +305,9 @@ class LLM:
         Further ones wait, and those of other tenants pass them.
 
         Raises:
-            InvalidArgument: `num_blocks` is negative.
+            InvalidArgument: `num_blocks` is negative or no whole number.
         """
+        tenant, num_blocks = utf8_text("tenant", tenant), whole_number("num_blocks", num_blocks)
         with self.lock:
             self.engine.set_tenant_quota(tenant, num_blocks)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from pagedcore._core import InvalidArgument
-from pagedcore.sampling_params import SamplingParams, whole_number
+from pagedcore.sampling_params import SamplingParams, utf8_text, whole_number
 
 Prompt = str | Sequence[int]
 T = TypeVar("T")
@@ -61,8 +61,8 @@ def as_spec_list(
         for spec in zip(
             one_each("sampling_params", sampling_params, _sampling_params, count),
             one_each("priority", priority, whole_number, count),
-            one_each("tenant", tenant, _text, count),
-            one_each("cache_salt", cache_salt, _text, count),
+            one_each("tenant", tenant, utf8_text, count),
+            one_each("cache_salt", cache_salt, utf8_text, count),
         )
     ]
 
@@ -73,15 +73,12 @@ def _sampling_params(name: str, value: object) -> SamplingParams:
     raise InvalidArgument(f"{name} must be SamplingParams, got {value!r}")
 
 
-def _text(name: str, value: object) -> str:
-    if isinstance(value, str):
-        return value
-    raise InvalidArgument(f"{name} must be a text, got {value!r}")
-
-
 def check_tokens(i: int, prompt: Any, vocab_size: int) -> list[int]:
     """The token ids of prompt `i`, as plain integers of the vocabulary."""
-    tokens = prompt.tolist() if hasattr(prompt, "tolist") else list(prompt)
+    tokens = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+    if not hasattr(tokens, "__iter__"):
+        raise InvalidArgument(f"prompts[{i}] must be a text or a list of token ids, got {prompt!r}")
+    tokens = list(tokens)
     if not tokens:
         raise InvalidArgument(f"prompts[{i}] is empty; a prompt must have at least one token")
     try:

@@ -132,6 +132,17 @@ def whole_number(name: str, value: object, allowed: range = _INT32) -> int:
     return number
 
 
+def utf8_text(name: str, value: object) -> str:
+    """The argument `name` as a text; raises where it is none, or holds half a surrogate pair."""
+    if not isinstance(value, str):
+        raise InvalidArgument(f"{name} must be a text, got {value!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"{name} must be valid Unicode, got {value!r}") from None
+    return value
+
+
 def _whole_or_none(name: str, value: object) -> int | None:
     return None if value is None else whole_number(name, value)
 

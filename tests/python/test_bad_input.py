@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,6 +26,7 @@ from pagedcore import LLM, SHIPPED_MODEL, InvalidArgument, QueueFull, SamplingPa
         ([["a", "b"]], r"prompts\[0\] must be a text or a list of token ids, it holds 'a'"),
         (5, "prompts must be a text, a list of token ids or a list of either, got 5"),
         (None, "prompts must be a text, a list of token ids or a list of either, got None"),
+        ([np.array(3)], r"prompts\[0\] must be a text or a list of token ids, got array\(3\)"),
         (
             [[5] * 1025],
             r"prompts\[0\]: prompt must be shorter than max_model_len \(1024\).*got 1025",
@@ -34,6 +36,32 @@ from pagedcore import LLM, SHIPPED_MODEL, InvalidArgument, QueueFull, SamplingPa
 def test_a_bad_prompt_is_refused(llm, prompts, message):
     with pytest.raises(InvalidArgument, match=message):
         llm.generate(prompts, GREEDY, use_tqdm=False)
+
+
+def test_a_stream_of_what_is_no_prompt_is_refused(llm):
+    with pytest.raises(InvalidArgument, match=r"prompts\[0\] must be a text or a list .* got 5"):
+        llm.stream(5)
+
+
+def test_a_stream_takes_its_parameters_in_a_list_of_one(llm):
+    assert "".join(llm.stream(PROMPTS[0], [GREEDY])) == "".join(llm.stream(PROMPTS[0], GREEDY))
+
+
+@pytest.mark.parametrize("name", ["tenant", "cache_salt"])
+def test_half_a_surrogate_pair_in_a_name_is_refused(llm, name):
+    with pytest.raises(InvalidArgument, match=rf"{name} must be valid Unicode, got"):
+        llm.generate(PROMPTS[0], GREEDY, use_tqdm=False, **{name: "\ud83d"})
+
+
+@pytest.mark.parametrize("quota", ["5", 5.5, 2**40, None])
+def test_a_quota_that_is_no_number_of_blocks_is_refused(llm, quota):
+    with pytest.raises(InvalidArgument, match="num_blocks must be"):
+        llm.set_tenant_quota("guests", quota)
+
+
+def test_a_conversation_that_is_no_list_is_refused(llm):
+    with pytest.raises(InvalidArgument, match="messages must be a list like .* got 5"):
+        llm.chat(5)
 
 
 def test_one_bad_prompt_starts_none_of_its_batch(llm):
