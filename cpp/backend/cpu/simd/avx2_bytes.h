@@ -6,6 +6,8 @@ namespace pagedcore::cpu::PAGEDCORE_ISA {
 
 // Bytes, four to a 32-bit unit of a Vec.
 struct Bytes {
+  // Blocks of outputs that should meet a unit of x together, since dot prepares it.
+  static constexpr int kDotBlocks = 2;
   using Sums = __m256i;  // kLanes int32
 
   // Four bytes in every unit.
@@ -24,6 +26,14 @@ struct Bytes {
   // kLanes signed bytes as int32.
   static Sums load_small(const std::int8_t* p) {
     return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  }
+  // The lowest byte of every unit.
+  static void store_lowest(std::int8_t* p, Vec a) {
+    const __m256i order = _mm256_set1_epi32(0x0c080400);
+    const __m256i quads = _mm256_shuffle_epi8(_mm256_castps_si256(a), order);
+    _mm_storel_epi64(
+        reinterpret_cast<__m128i*>(p),
+        _mm_unpacklo_epi32(_mm256_castsi256_si128(quads), _mm256_extracti128_si256(quads, 1)));
   }
   static Sums multiply(Sums a, Sums b) { return _mm256_mullo_epi32(a, b); }
   static Sums add(Sums a, Sums b) { return _mm256_add_epi32(a, b); }

@@ -6,6 +6,7 @@ namespace pagedcore::cpu::PAGEDCORE_ISA {
 
 // Bytes, four to a 32-bit unit of a Vec; avx2.h says what the names mean.
 struct Bytes {
+  static constexpr int kDotBlocks = 2;
   using Sums = int32x4_t;
   static Vec splat_unit(const std::int8_t* p) {
     std::int32_t unit;
@@ -22,6 +23,11 @@ struct Bytes {
   static Sums load_small(const std::int8_t* p) {
     const std::int32_t copy[kLanes] = {p[0], p[1], p[2], p[3]};
     return vld1q_s32(copy);
+  }
+  static void store_lowest(std::int8_t* p, Vec a) {
+    const int16x4_t halves = vmovn_s32(vreinterpretq_s32_f32(a));
+    const int8x8_t bytes = vmovn_s16(vcombine_s16(halves, halves));
+    __builtin_memcpy(p, &bytes, kLanes);
   }
   static Sums multiply(Sums a, Sums b) { return vmulq_s32(a, b); }
   static Sums add(Sums a, Sums b) { return vaddq_s32(a, b); }
