@@ -3,8 +3,9 @@
 // measured between the repetitions: the larger of bytes (each block once for all who hold it) over
 // read bandwidth and operations over the peak of dot products.
 //   bench_attention [--shape=M] [--case=decode,prefill,prefix] [--seqs=32] [--context=2048]
-//                   [--prefix=1024] [--block_size=16] [--layers=4] [--threads=0] [--isa=]
-//                   [--dtype=bfloat16] [--repeats=9]
+//                   [--prefix=1024] [--new=1] [--block_size=16] [--layers=4] [--threads=0]
+//                   [--isa=] [--dtype=bfloat16] [--repeats=9]
+// --case=prefix takes steps of `new` tokens a sequence, --case=shared the shared ones alone.
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -215,15 +216,19 @@ int main(const Arguments& arguments) {
   if (cases.find("prefill") != std::string::npos) {
     measure(setting, "prefill", Batch(1, context, context, 0, setting.block_size));
   }
+  const int tokens = arguments.number("new", 1);
+  const int total = prefix + 64;
+  const auto measure_shared = [&] {
+    const Batch batch(seqs, total, tokens, prefix, setting.block_size);
+    return measure(setting, "prefix, shared", batch);
+  };
   if (cases.find("prefix") != std::string::npos) {
-    const int total = prefix + 64;
-    const double apart =
-        measure(setting, "prefix, held apart", Batch(seqs, total, 1, 0, setting.block_size));
-    const double shared =
-        measure(setting, "prefix, shared", Batch(seqs, total, 1, prefix, setting.block_size));
+    const Batch batch(seqs, total, tokens, 0, setting.block_size);
+    const double apart = measure(setting, "prefix, held apart", batch);
     std::printf("{\"bench\": \"attention\", \"case\": \"prefix\", \"speedup\": %.2f}\n",
-                apart / shared);
+                apart / measure_shared());
   }
+  if (cases.find("shared") != std::string::npos) measure_shared();
   return 0;
 }
 

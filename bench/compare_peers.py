@@ -8,7 +8,8 @@ r"""Serves the same work with pagedcore and every installed peer, interleaved, a
 Engines of one width of weights are loaded side by side and stand still between their turns. A round
 of a figure gives every engine one turn, in rotating order, between two measurements of the
 machine's limits; a peer's figure is compared with ours of the same round only. Who takes more than
---patience times as long as the fastest of a round is ended, and sits out the rest of that figure.
+--patience times as long as the fastest of a round, or than --budget, is ended, and sits out the
+rest of that figure.
 One JSON line a turn is appended to --out; the tables have medians, ranges, shares of the limits and
 the ratio to the best peer, of every figure in --out as the newest run that measured it found it.
 """
@@ -50,7 +51,7 @@ REPETITIONS = {"ttft_128_s": 3, "prefill_512_tok_s": 3}  # in one turn
 RUNNING = (256, 1024)  # sequences of the host's step
 DECODE_TOKENS = 128
 SLOW_START_S = 5.0  # a load that is timed once only
-LEAST_PATIENCE_S, MOST_PATIENCE_S = 20.0, 600.0
+LEAST_PATIENCE_S = 20.0
 
 
 class Comparison:
@@ -146,7 +147,7 @@ class Comparison:
         for engine in fleet[index % len(fleet) :] + fleet[: index % len(fleet)]:
             if (engine.name, figure) in self._sat_out:
                 continue
-            patience = min(MOST_PATIENCE_S, max(LEAST_PATIENCE_S, self._args.patience * fastest))
+            patience = min(self._args.budget, max(LEAST_PATIENCE_S, self._args.patience * fastest))
             started = time.monotonic()
             turns += self._turn(engine, figure, index, patience)
             fastest = min(fastest, time.monotonic() - started)
@@ -276,7 +277,12 @@ def parse_arguments() -> argparse.Namespace:
         help="metrics or single figures",
     )
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--budget", type=float, default=720, help="seconds; then no more rounds")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=720,
+        help="seconds; then no more rounds, and the longest turn",
+    )
     parser.add_argument("--patience", type=float, default=2.5, help="times the fastest's turn")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--build", type=Path, default=HERE.parent / "build" / "cpu" / "bench")

@@ -23,6 +23,7 @@ import numpy as np
 from quiet import Quiet
 
 from pagedcore import LLM, SamplingParams, _core
+from pagedcore.cli.bench import step_weight_bytes, step_weights
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "growth_cpu.jsonl"
@@ -43,9 +44,8 @@ class Floor:
     def __init__(self, llm: LLM, threads: int, quiet: Quiet) -> None:
         model, plan = llm.engine.model_config, llm.engine.memory_plan
         self._threads, self._quiet = threads, quiet
-        self._head = model.vocab_size * model.hidden_size
-        self._body = llm.num_weights - self._head * (1 if model.tied_embeddings else 2)
-        self._weight_bytes = llm.weight_bytes * (self._body + self._head) / llm.num_weights
+        self._all_pass, self._samples_pass = step_weights(llm)
+        self._weight_bytes = step_weight_bytes(llm)
         self._token_bytes = plan.block_bytes / llm.engine.config.block_size
         self._pair_flops = 4 * model.num_heads * model.head_dim * model.num_layers
 
@@ -61,7 +61,8 @@ class Floor:
     def milliseconds(self, tokens: int, pairs: int, kv_tokens: int, samples: int) -> float:
         """Of a step over `tokens`, with `pairs` of query and key and `kv_tokens` of K and V."""
         bytes_read = self._weight_bytes + self._token_bytes * kv_tokens
-        flops = 2 * (self._body * tokens + self._head * samples) + self._pair_flops * pairs
+        flops = 2 * (self._all_pass * tokens + self._samples_pass * samples)
+        flops += self._pair_flops * pairs
         seconds_reading = bytes_read / (self.limits.dram_gb_s * 1e9)
         return 1e3 * max(seconds_reading, flops / (self.limits.bf16_gflop_s * 1e9))
 

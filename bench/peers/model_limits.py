@@ -21,8 +21,8 @@ class ModelLimits:
 
     def __init__(self, size: str, weights: str, limits: dict[str, float]) -> None:
         shape = SHAPES[size]
-        self._layers, self._lm_head = parameter_counts(size)
-        self._weight_bytes = (self._layers + self._lm_head) * BITS[weights] // 8
+        self._all_pass, self._samples_pass = parameter_counts(size)
+        self._weight_bytes = (self._all_pass + self._samples_pass) * BITS[weights] // 8
         attention = shape["head_dim"] * shape["num_hidden_layers"]
         self._pair_flops = 4 * shape["num_attention_heads"] * attention
         self._token_bytes = 4 * shape["num_key_value_heads"] * attention
@@ -41,13 +41,13 @@ class ModelLimits:
 
     def _prefill_seconds(self, tokens: int) -> float:
         """Of one prompt, computed in one step."""
-        flops = 2 * tokens * self._layers + 2 * self._lm_head
+        flops = 2 * (tokens * self._all_pass + self._samples_pass)
         flops += self._pair_flops * tokens * (tokens + 1) / 2
         return max(flops / self._flops_per_s, self._weight_bytes / self._bytes_per_s)
 
     def _decode_seconds(self, contexts: list[int]) -> float:
         """Of one step that samples a token of each sequence."""
-        flops = 2 * len(contexts) * (self._layers + self._lm_head)
+        flops = 2 * len(contexts) * (self._all_pass + self._samples_pass)
         flops += self._pair_flops * sum(contexts)
         bytes_read = self._weight_bytes + self._token_bytes * sum(contexts)
         return max(flops / self._flops_per_s, bytes_read / self._bytes_per_s)

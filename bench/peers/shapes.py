@@ -29,10 +29,15 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def parameter_counts(size: str) -> tuple[int, int]:
-    """Weights of all layers together, and of the vocabulary projection."""
+    """Weights that every token passes, and those that only tokens that sample need to pass.
+
+    The latter lie behind the last layer's keys and values: its attention's output and MLP, and the
+    vocabulary projection.
+    """
     shape = SHAPES[size]
     hidden, head_dim = shape["hidden_size"], shape["head_dim"]
     heads, kv_heads = shape["num_attention_heads"], shape["num_key_value_heads"]
-    attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
-    mlp = 3 * hidden * shape["intermediate_size"]
-    return shape["num_hidden_layers"] * (attention + mlp), hidden * shape["vocab_size"]
+    qkv = hidden * head_dim * (heads + 2 * kv_heads)
+    behind = hidden * head_dim * heads + 3 * hidden * shape["intermediate_size"]
+    layers = shape["num_hidden_layers"]
+    return layers * qkv + (layers - 1) * behind, behind + hidden * shape["vocab_size"]

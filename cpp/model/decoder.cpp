@@ -54,20 +54,22 @@ struct Decoder::Impl {
 
   void check(const ForwardBatch& batch, const KvCacheView& cache) const;
   void embed(const ForwardBatch& batch);
-  // A layer's halves: read the operand, and leave that of the next; `next`: the norm before what
-  // follows, null after the last layer.
-  void attention(const ForwardBatch& batch, const KvCacheView& cache, std::int64_t layer,
-                 const NormWeights* next);
-  void mlp(const ForwardBatch& batch, const LayerWeights& layer, const NormWeights* next);
-  const float* logits(const std::int32_t* rows, std::int32_t num_rows);
+  // The layers, which read the operand and leave that of the next.
+  void project_qkv(const ForwardBatch& batch, const KvCacheView& cache, std::int64_t layer);
+  void attention(const ForwardBatch& batch, const KvCacheView& cache, std::int64_t layer);
+  // `next`: the norm before the next layer, null after the last one.
+  void mlp(const LayerWeights& layer, const NormWeights* next);
+  // Leaves of the residual and attention's output what logits are made of.
+  void keep_logit_rows(const ForwardBatch& batch);
+  const float* logits(const ForwardBatch& batch, std::int32_t first, std::int32_t count);
 
-  void norm(const NormWeights& weights, NormParams params);
+  // Of the residual, from a row on.
+  void norm(const NormWeights& weights, NormParams params, std::int64_t first_row = 0);
   // The next linear's operand from the residual; normed unless norms come after the add.
-  void read_residual(const NormWeights& weights, std::int64_t num_rows);
+  void read_residual(const NormWeights& weights);
   // Adds the product of `wide` to the residual. Norms that in place by `after` where norms come
   // after the add, and makes it the next linear's operand.
-  void add_to_residual(const Matrices& matrices, std::int64_t num_rows, const NormWeights& after,
-                       const NormWeights* next);
+  void add_to_residual(const Matrices& matrices, const NormWeights& after, const NormWeights* next);
   // `params` with the matrices' fields.
   LinearParams with(const Matrices& matrices, LinearParams params) const;
   // Those of a linear that reads the operand.
@@ -88,6 +90,8 @@ struct Decoder::Impl {
   WorkspaceLayout layout;
   Buffer workspace;
   Buffer rope;
+  std::int64_t num_rows = 0;               // of the residual
+  bool only_logit_rows = false;            // in the residual, of the step's tokens
   const float* operand_squares = nullptr;  // where the operand's norm is begun only
 };
 
@@ -125,9 +129,11 @@ void Decoder::Impl::check(const ForwardBatch& batch, const KvCacheView& cache) c
                     " of ", cache.num_kv_heads, " of ", cache.head_dim);
 }
 
-void Decoder::Impl::norm(const NormWeights& norm_weights, NormParams params) {
+void Decoder::Impl::norm(const NormWeights& norm_weights, NormParams params,
+                         std::int64_t first_row) {
   params.width = config.hidden_size;
-  params.x = at(layout.residual);
+  params.x =
+      at(layout.residual + first_row * config.hidden_size * dtype_bits(layout.dtypes.residual) / 8);
   params.x_dtype = layout.dtypes.residual;
   params.weight = norm_weights.weight;
   params.bias = norm_weights.bias;
@@ -136,7 +142,7 @@ void Decoder::Impl::norm(const NormWeights& norm_weights, NormParams params) {
   backend.norm(params);
 }
 
-void Decoder::Impl::read_residual(const NormWeights& norm_weights, std::int64_t num_rows) {
+void Decoder::Impl::read_residual(const NormWeights& norm_weights) {
   operand_squares = nullptr;
   norm(config.norm_after ? NormWeights{} : norm_weights,
        {.kind = config.norm_after ? NormKind::kNone : config.norm,
@@ -165,8 +171,8 @@ LinearParams Decoder::Impl::of_operand(const Matrices& matrices, LinearParams pa
   return with(matrices, params);
 }
 
-void Decoder::Impl::add_to_residual(const Matrices& matrices, std::int64_t num_rows,
-                                    const NormWeights& after, const NormWeights* next) {
+void Decoder::Impl::add_to_residual(const Matrices& matrices, const NormWeights& after,
+                                    const NormWeights* next) {
   LinearParams sum = with(matrices, {.num_rows = num_rows,
                                      .x = at(layout.wide),
                                      .x_dtype = layout.dtypes.operand,
@@ -192,10 +198,12 @@ void Decoder::Impl::add_to_residual(const Matrices& matrices, std::int64_t num_r
                  .y = at(layout.residual),
                  .y_dtype = layout.dtypes.residual});
   }
-  if (next != nullptr) read_residual(*next, num_rows);
+  if (next != nullptr) read_residual(*next);
 }
 
 void Decoder::Impl::embed(const ForwardBatch& batch) {
+  num_rows = batch.num_tokens;
+  only_logit_rows = false;
   const bool projects = model.project_in.num_weights > 0;
   backend.embed({.num_tokens = batch.num_tokens,
                  .width = config.embedding_size,
@@ -225,8 +233,8 @@ void Decoder::Impl::embed(const ForwardBatch& batch) {
                  .y_dtype = layout.dtypes.residual});
 }
 
-void Decoder::Impl::attention(const ForwardBatch& batch, const KvCacheView& cache,
-                              std::int64_t index, const NormWeights* next) {
+void Decoder::Impl::project_qkv(const ForwardBatch& batch, const KvCacheView& cache,
+                                std::int64_t index) {
   const LayerWeights& layer = model.layers[index];
   const LinearParams qkv = of_operand(
       layer.qkv,
@@ -247,7 +255,10 @@ void Decoder::Impl::attention(const ForwardBatch& batch, const KvCacheView& cach
                                       .query_dtype = layout.dtypes.query,
                                       .cache = cache,
                                       .layer = index});
+}
 
+void Decoder::Impl::attention(const ForwardBatch& batch, const KvCacheView& cache,
+                              std::int64_t index) {
   float scale = config.attention_scale > 0 ? config.attention_scale
                                            : 1.0f / std::sqrt(static_cast<float>(config.head_dim));
   if (config.attention_scale_by_layer) scale /= static_cast<float>(index + 1);
@@ -262,36 +273,59 @@ void Decoder::Impl::attention(const ForwardBatch& batch, const KvCacheView& cach
                                   .softcap = config.attention_softcap,
                                   .out = at(layout.wide),
                                   .out_dtype = layout.dtypes.operand});
-  add_to_residual(layer.attention_out, batch.num_tokens, layer.attention_norm, next);
 }
 
-void Decoder::Impl::mlp(const ForwardBatch& batch, const LayerWeights& layer,
-                        const NormWeights* next) {
+void Decoder::Impl::keep_logit_rows(const ForwardBatch& batch) {
+  if (batch.num_logit_rows >= batch.num_tokens) return;
+  num_rows = batch.num_logit_rows;
+  only_logit_rows = true;
+  const auto copy = [&](std::int64_t from, std::int64_t to, std::int64_t width, DType dtype,
+                        const std::int32_t* rows) {
+    backend.norm({.kind = NormKind::kNone,
+                  .num_rows = num_rows,
+                  .width = width,
+                  .x = at(from),
+                  .x_dtype = dtype,
+                  .rows = rows,
+                  .y = at(to),
+                  .y_dtype = dtype});
+  };
+  // Through places that are free between attention and the MLP, as rows are copied all at once.
+  copy(layout.wide, layout.query, q_size(), layout.dtypes.operand, batch.logit_rows);
+  copy(layout.residual, layout.wide, config.hidden_size, layout.dtypes.residual, batch.logit_rows);
+  copy(layout.wide, layout.residual, config.hidden_size, layout.dtypes.residual, nullptr);
+  copy(layout.query, layout.wide, q_size(), layout.dtypes.operand, nullptr);
+}
+
+void Decoder::Impl::mlp(const LayerWeights& layer, const NormWeights* next) {
   backend.linear(of_operand(
-      layer.up, {.num_rows = batch.num_tokens,
+      layer.up, {.num_rows = num_rows,
                  .epilogue = config.gated_mlp ? LinearEpilogue::kGated : LinearEpilogue::kStore,
                  .activation = config.activation,
                  .y = at(layout.wide),
                  .y_dtype = layout.dtypes.operand}));
-  add_to_residual(layer.down, batch.num_tokens, layer.mlp_norm, next);
+  add_to_residual(layer.down, layer.mlp_norm, next);
 }
 
-const float* Decoder::Impl::logits(const std::int32_t* rows, std::int32_t num_rows) {
+const float* Decoder::Impl::logits(const ForwardBatch& batch, std::int32_t first,
+                                   std::int32_t count) {
   const bool projects = model.project_out.num_weights > 0;
   const DType last_dtype = projects ? layout.dtypes.operand : layout.head_operand;
-  norm(model.final_norm, {.kind = config.final_norm ? config.norm : NormKind::kNone,
-                          .num_rows = num_rows,
-                          .rows = rows,
-                          .y = at(layout.last),
-                          .y_dtype = last_dtype});
+  norm(model.final_norm,
+       {.kind = config.final_norm ? config.norm : NormKind::kNone,
+        .num_rows = count,
+        .rows = only_logit_rows ? nullptr : batch.logit_rows + first,
+        .y = at(layout.last),
+        .y_dtype = last_dtype},
+       only_logit_rows ? first : 0);
   if (projects) {
-    backend.linear(with(model.project_out, {.num_rows = num_rows,
+    backend.linear(with(model.project_out, {.num_rows = count,
                                             .x = at(layout.last),
                                             .x_dtype = last_dtype,
                                             .y = at(layout.projected),
                                             .y_dtype = layout.head_operand}));
   }
-  backend.linear(with(model.lm_head, {.num_rows = num_rows,
+  backend.linear(with(model.lm_head, {.num_rows = count,
                                       .x = at(projects ? layout.projected : layout.last),
                                       .x_dtype = layout.head_operand,
                                       .y = at(layout.logits),
@@ -309,14 +343,18 @@ const float* Decoder::forward(const ForwardBatch& batch, const KvCacheView& cach
   impl_->check(batch, cache);
   impl_->embed(batch);
   const std::vector<LayerWeights>& layers = impl_->model.layers;
-  impl_->read_residual(layers[0].attention_norm, batch.num_tokens);
+  impl_->read_residual(layers[0].attention_norm);
   for (std::size_t i = 0; i < layers.size(); ++i) {
+    const LayerWeights& layer = layers[i];
     const bool is_last = i + 1 == layers.size();
-    impl_->attention(batch, cache, static_cast<std::int64_t>(i), &layers[i].mlp_norm);
-    impl_->mlp(batch, layers[i], is_last ? nullptr : &layers[i + 1].attention_norm);
+    impl_->project_qkv(batch, cache, static_cast<std::int64_t>(i));
+    if (is_last && batch.num_logit_rows == 0) break;  // only the cache is read again
+    impl_->attention(batch, cache, static_cast<std::int64_t>(i));
+    if (is_last) impl_->keep_logit_rows(batch);
+    impl_->add_to_residual(layer.attention_out, layer.attention_norm, &layer.mlp_norm);
+    impl_->mlp(layer, is_last ? nullptr : &layers[i + 1].attention_norm);
   }
-  return impl_->logits(batch.logit_rows,
-                       std::min(batch.num_logit_rows, impl_->limits.max_logit_rows));
+  return impl_->logits(batch, 0, std::min(batch.num_logit_rows, impl_->limits.max_logit_rows));
 }
 
 const float* Decoder::logits(const ForwardBatch& batch, std::int32_t first, std::int32_t count) {
@@ -325,7 +363,7 @@ const float* Decoder::logits(const ForwardBatch& batch, std::int32_t first, std:
                     batch.num_logit_rows, " rows of logits");
   PAGEDCORE_REQUIRE(count <= impl_->limits.max_logit_rows, "this decoder gives at most ",
                     impl_->limits.max_logit_rows, " rows of logits at once, got ", count);
-  return impl_->logits(batch.logit_rows + first, count);
+  return impl_->logits(batch, first, count);
 }
 
 const ModelConfig& Decoder::config() const { return impl_->config; }

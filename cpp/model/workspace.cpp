@@ -34,10 +34,13 @@ WorkspaceLayout lay_out_workspace(const ModelConfig& config, const ModelWeights&
   layout.operand = take(limits.max_tokens, row_bytes(operand_width, dtypes.operand));
   const std::int64_t num_squares = (config.hidden_size + SplitNorm::kWidth - 1) / SplitNorm::kWidth;
   layout.squares = take(limits.max_tokens, row_bytes(num_squares, DType::kFloat32));
-  layout.query = take(limits.max_tokens, row_bytes(q_size, dtypes.query));
-  layout.wide = take(limits.max_tokens,
-                     std::max({row_bytes(qkv_size, dtypes.qkv), row_bytes(q_size, dtypes.operand),
-                               row_bytes(config.intermediate_size, dtypes.operand)}));
+  const std::int64_t attention_bytes = row_bytes(q_size, dtypes.operand);
+  layout.query =
+      take(limits.max_tokens, std::max(row_bytes(q_size, dtypes.query), attention_bytes));
+  layout.wide =
+      take(limits.max_tokens, std::max({row_bytes(qkv_size, dtypes.qkv), attention_bytes,
+                                        row_bytes(config.hidden_size, dtypes.residual),
+                                        row_bytes(config.intermediate_size, dtypes.operand)}));
   layout.last =
       take(limits.max_logit_rows,
            row_bytes(config.hidden_size, projects ? dtypes.operand : layout.head_operand));

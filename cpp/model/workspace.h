@@ -18,7 +18,7 @@ struct WorkspaceLayout {
   std::int64_t residual = 0;   // [max_tokens, hidden_size]
   std::int64_t operand = 0;    // what a layer's linear reads: normed residual
   std::int64_t squares = 0;    // of a split norm
-  std::int64_t query = 0;      // [max_tokens, num_heads * head_dim]
+  std::int64_t query = 0;      // [max_tokens, num_heads * head_dim]; rows on their way
   std::int64_t wide = 0;       // qkv; attention's output; then [max_tokens, intermediate_size]
   std::int64_t last = 0;       // [max_logit_rows, hidden_size] after the final norm
   std::int64_t projected = 0;  // [max_logit_rows, embedding_size] after project_out

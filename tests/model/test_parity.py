@@ -114,3 +114,25 @@ def test_a_sequence_has_the_same_logits_alone_in_a_batch_in_chunks_and_in_any_bl
     assert logits(chunk=7, block_size=16, names=[1, 0, 4]) == alone
     assert logits(chunk=1, block_size=1, names=[0, 2]) == alone
     assert logits(chunk=33, block_size=64, names=[0]) == alone
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", models.CASES)
+def test_logits_of_some_tokens_are_those_of_a_step_that_gives_all(case, dtype):
+    config = models.CASES[case]()
+    model = models.build(config, dtype=getattr(torch, dtype))
+    sequences = models.prompts(config.vocab_size, (40, 9, 33))
+
+    def new_model():
+        return PagedModel(models.config_json(config), model.state_dict(), cache_dtype=dtype)
+
+    complete = new_model().step(dict(enumerate(sequences)))
+    for last in ({0: 1, 1: 1, 2: 1}, {0: 0, 1: 9, 2: 2}):
+        some = new_model().step(dict(enumerate(sequences)), last)
+        for i, count in last.items():
+            assert some[i].tobytes() == complete[i][len(sequences[i]) - count :].tobytes()
+
+    paged = new_model()
+    assert paged.step({0: sequences[0][:30]}, {0: 0})[0].size == 0
+    rest = paged.step({0: sequences[0][30:]}, {0: 1})[0]
+    assert rest.tobytes() == complete[0][-1:].tobytes()

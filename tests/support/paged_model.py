@@ -55,8 +55,11 @@ class PagedModel:
         self.blocks = {}
         self.lengths = {}
 
-    def step(self, spans):
-        """Computes `spans` (name to new tokens) and gives each one's logits [tokens, vocab]."""
+    def step(self, spans, last=None):
+        """Computes `spans` (name to new tokens) and gives each one's logits [tokens, vocab].
+
+        `last`: of how many of its last tokens each one's logits are wanted; all by default.
+        """
         tokens, positions, slots, starts, contexts = [], [], [], [0], []
         for name, span in spans.items():
             context = self.lengths.get(name, 0)
@@ -71,6 +74,10 @@ class PagedModel:
             starts.append(len(tokens))
             contexts.append(context)
             self.lengths[name] = context + len(span)
+        rows = {
+            name: range(starts[i] if last is None else starts[i + 1] - last[name], starts[i + 1])
+            for i, name in enumerate(spans)
+        }
         tables = np.full((len(spans), max(len(self.blocks[n]) for n in spans)), UNUSED_ENTRY)
         for row, name in enumerate(spans):
             tables[row, : len(self.blocks[name])] = self.blocks[name]
@@ -82,11 +89,12 @@ class PagedModel:
             query_starts=starts,
             context_lens=contexts,
             block_tables=tables,
-            logit_rows=np.arange(len(tokens)),
+            logit_rows=[row for name in spans for row in rows[name]],
             cache=self.cache,
             cache_dtype=self.cache_dtype,
         )
-        return {name: logits[starts[i] : starts[i + 1]] for i, name in enumerate(spans)}
+        ends = np.cumsum([len(rows[name]) for name in spans])
+        return {name: logits[end - len(rows[name]) : end] for name, end in zip(spans, ends)}
 
     def generate(self, prompts, num_tokens, stagger=1):
         """Greedy decoding; prompt i joins at step i * stagger, beside those that decode already.

@@ -10,6 +10,8 @@ namespace {
 // Rows (queries times query heads of a KV head) of a unit: enough to hide the packing of a tile
 // behind the arithmetic, few enough for what belongs to them to stay in L2.
 constexpr std::int32_t kUnitRows = 128;
+// Rows that lie side by side in the lanes of a vector, of which none should be idle.
+constexpr std::int32_t kPanelRows = 16;
 // Rows of one span from which on it gains nothing from sharing tiles with others.
 constexpr std::int32_t kLongSpanRows = 32;
 // Rows of a task over all its KV heads.
@@ -133,28 +135,32 @@ void AttentionPlan::add_spans(const Layout& layout) {
   }
 }
 
-// Neighbours that share tiles make a unit as long as their rows allow, and as long as every thread
-// gets its tasks.
+// Neighbours that share tiles make as few units as their rows allow, of like sizes, but so many
+// that every thread gets its tasks.
 void AttentionPlan::add_units(const Layout& layout, int num_threads) {
   passes_.clear();
   units_.clear();
   const auto num_spans = static_cast<std::int32_t>(spans_.size());
   const std::int64_t even =
       layout.batch.num_tokens * std::int64_t{layout.num_kv_heads} / (kTasksPerThread * num_threads);
-  const std::int64_t rows = std::clamp<std::int64_t>(even * layout.group, kLongSpanRows, kUnitRows);
-  std::int32_t first = 0;
-  std::int64_t queries = 0;
-  for (std::int32_t i = 0; i < num_spans; ++i) {
-    const bool joins = i > first && shared_tiles_[i] > 0 &&
-                       (queries + spans_[i].num_queries) * layout.group <= rows;
-    if (i > first && !joins) {
-      add_unit(first, i);
-      first = i;
-      queries = 0;
+  const std::int64_t rows =
+      std::clamp<std::int64_t>(ceil_div<std::int64_t>(even * layout.group, kPanelRows) * kPanelRows,
+                               kLongSpanRows, kUnitRows);
+  for (std::int32_t first = 0, end = 0; first < num_spans; first = end) {
+    std::int64_t queries = 0;
+    do {
+      queries += spans_[end++].num_queries;
+    } while (end < num_spans && shared_tiles_[end] > 0);
+    const std::int64_t num_units = ceil_div(queries * layout.group, rows);
+    std::int64_t done = 0;
+    for (std::int64_t unit = 1; first < end; ++unit) {
+      const std::int32_t first_of_unit = first;
+      do {
+        done += spans_[first++].num_queries;
+      } while (first < end && done < queries * unit / num_units);
+      add_unit(first_of_unit, first);
     }
-    queries += spans_[i].num_queries;
   }
-  if (num_spans > 0) add_unit(first, num_spans);
 }
 
 // The tree of spans [first_span, end_span) from `first_tile` on, which all of them share so far:

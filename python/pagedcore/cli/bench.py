@@ -187,24 +187,33 @@ def limit_seconds(
 ) -> float:
     """The least time in which this machine could have done the run's steps.
 
-    A step reads every weight once and multiplies it with every token, whichever takes longer;
-    each decoded token reads the KV of all tokens before it.
+    A step reads every weight once and multiplies it with every token, or with those that sample
+    where it lies behind the last layer's keys and values, whichever takes longer; each decoded
+    token reads the KV of all tokens before it.
     """
     import numpy as np
 
-    model, plan = llm.engine.model_config, llm.engine.memory_plan
-    head = model.vocab_size * model.hidden_size
+    plan = llm.engine.memory_plan
+    all_pass, samples_pass = step_weights(llm)
     weight_bytes = step_weight_bytes(llm)
-    body = llm.num_weights - head * (1 if model.tied_embeddings else 2)
-    bits = 8 * weight_bytes / (body + head)
+    bits = 8 * weight_bytes / (all_pass + samples_pass)
     # Products of signed bytes run at twice the rate of bfloat16.
     peak = limits.f32_gflop_s if bits > 16 else limits.bf16_gflop_s * (2 if bits < 16 else 1)
     tokens, samples = np.array(run.step_tokens), np.array(run.step_samples)
-    compute = 2 * (body * tokens + head * samples) / (peak * 1e9)
+    compute = 2 * (all_pass * tokens + samples_pass * samples) / (peak * 1e9)
     read = weight_bytes / (limits.dram_gb_s * 1e9)
     contexts = sum(output * (prompt + output / 2) for prompt, output in lengths)
     kv = contexts * plan.block_bytes / llm.engine.config.block_size / (limits.dram_gb_s * 1e9)
     return float(np.maximum(compute, read).sum() + kv)
+
+
+def step_weights(llm: LLM) -> tuple[int, int]:
+    """Weights that every token of a step passes, and those that only tokens that sample pass."""
+    model = llm.engine.model_config
+    head = model.vocab_size * model.hidden_size
+    matrices = model.intermediate_size * (3 if model.gated_mlp else 2)
+    behind = model.hidden_size * (model.num_heads * model.head_dim + matrices)
+    return llm.num_weights - head * (1 if model.tied_embeddings else 2) - behind, behind + head
 
 
 def step_weight_bytes(llm: LLM) -> int:

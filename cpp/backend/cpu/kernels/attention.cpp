@@ -71,17 +71,13 @@ class TaskRunner {
     for (std::int32_t head = task_.first_head; head < task_.end_head; ++head) {
       const int first = rows_.first_of_head(head);
       const bool last = head + 1 == task_.end_head;
-      if (tiles.first % kPartTiles == 0) {
-        rows_.close_parts(first + begin, first + end, tiles.first);
-      }
-      open_panels(first + begin, first + end);
+      lay_queries(first + begin, first + end);
       walk(tiles, head, head + 1, last ? ahead : Ahead{tiles, head + 1},
            [&](std::int32_t index, int) {
-             if (index % kPartTiles == 0 && index > tiles.first) {
-               close_panels();
-               rows_.close_parts(first + begin, first + end, index);
-               open_panels(first + begin, first + end);
-             }
+             const bool starts_part = index % kPartTiles == 0;
+             if (starts_part && index > tiles.first) close_panels();
+             if (starts_part) rows_.close_parts(first + begin, first + end, index);
+             if (starts_part || index == tiles.first) open_panels(starts_part);
              run_panels();
            });
       close_panels();
@@ -122,40 +118,16 @@ class TaskRunner {
       values_ = {key + kv_bytes_, tile_.quads, job_.row_bytes, next_key + kv_bytes_, next.quads};
       return;
     }
-    keys_ = copy_rows(key, next_key, next, scratch_.keys);
-    values_ = copy_rows(key + kv_bytes_, next_key + kv_bytes_, next, scratch_.values);
+    copy_rows(job_, key, tile_, next_key, next, scratch_.keys);
+    copy_rows(job_, key + kv_bytes_, tile_, next_key + kv_bytes_, next, scratch_.values);
+    keys_ = rows_of_copy(scratch_.keys);
+    values_ = rows_of_copy(scratch_.values);
   }
 
-  // A tile's keys, or values, as Elements in copy [kTile][width].
-  [[gnu::noinline]] TileRows copy_rows(const std::byte* base, const std::byte* next_base,
-                                       const Tile& next, Element* copy) const {
-    const DType dtype = job_.params.cache.dtype;
-    for (int i = tile_.begin; i < tile_.end; ++i) {
-      const std::byte* row = base + row_offset(job_, tile_, i);
-      const std::byte* next_row =
-          next_base + row_offset(job_, next, nearest(i, next.begin, next.end));
-      for (std::int64_t at = 0; at < job_.row_bytes; at += kLineBytes) prefetch_l2(next_row + at);
-      if (dtype == DType::kInt8) {
-        dequantize(reinterpret_cast<const std::int8_t*>(row), copy + i * job_.width);
-        continue;
-      }
-      for_each_vector(job_.head_dim, [&](std::int64_t d, int n) {
-        store(copy + i * job_.width + d, load_any(dtype, row, d, n));
-      });
-    }
+  TileRows rows_of_copy(const Element* copy) const {
     const auto* bytes = reinterpret_cast<const std::byte*>(copy);
     const auto stride = job_.width * static_cast<std::int64_t>(sizeof(Element));
     return {bytes, copied_quads_, stride, bytes, copied_quads_};
-  }
-
-  void dequantize(const std::int8_t* row, Element* out) const {
-    float scale = 0.0f;
-    __builtin_memcpy(&scale, row + job_.head_dim, sizeof(scale));
-    for_each_vector(job_.head_dim, [&](std::int64_t d, int n) {
-      float numbers[kLanes] = {};
-      for (int i = 0; i < n; ++i) numbers[i] = static_cast<float>(row[d + i]);
-      store(out + d, load(numbers) * splat(scale));
-    });
   }
 
   // Positions of the tile that a query at `position` sees: [begin, end) from its start on.
@@ -220,22 +192,33 @@ class TaskRunner {
                  softmax, weights);
   }
 
-  // Lays rows [begin, end) out as panels; close_panels() takes back what has become of them.
-  void open_panels(int begin, int end) {
+  // Makes panels of the queries of rows [begin, end).
+  void lay_queries(int begin, int end) {
     first_panel_row_ = begin;
     num_panel_rows_ = end - begin;
+    const std::int64_t units = job_.width / O::kPerWord;
     for (int i = 0; i < num_panel_rows_; i += kLanes) {
       const int row = begin + i;
-      const std::int64_t at = i * job_.width;
-      const std::int64_t units = job_.width / O::kPerWord;
       to_panel(reinterpret_cast<const float*>(scratch_.query + row * job_.width), units, units,
-               reinterpret_cast<float*>(scratch_.query_panels + at));
-      to_panel(scratch_.part_values + row * job_.width, job_.width, job_.width,
-               scratch_.value_panels + at);
+               reinterpret_cast<float*>(scratch_.query_panels + i * job_.width));
       // Lanes behind the last row see what it sees.
       for (int j = row; j < row + kLanes; ++j) {
         scratch_.panel_position[j - begin] =
             static_cast<float>(scratch_.position[j < end ? j : end - 1]);
+      }
+    }
+  }
+
+  // Makes panels of these rows' values, 0 where a part starts; close_panels() takes back what has
+  // become of them.
+  void open_panels(bool starts_part) {
+    for (int i = 0; i < num_panel_rows_; i += kLanes) {
+      float* panel = scratch_.value_panels + i * job_.width;
+      if (starts_part) {
+        for (std::int64_t d = 0; d < job_.width; ++d) store(panel + d * kLanes, zero());
+      } else {
+        to_panel(scratch_.part_values + (first_panel_row_ + i) * job_.width, job_.width, job_.width,
+                 panel);
       }
     }
   }

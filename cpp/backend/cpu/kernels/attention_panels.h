@@ -9,7 +9,7 @@ namespace pagedcore::cpu::PAGEDCORE_ISA {
 // Keys, or numbers of values, that one block of a product has, and the most panels: AVX2 has 16
 // registers for the sums, the others 32.
 inline constexpr int kPanelKeys = 4;
-inline constexpr int kMaxPanels = kNumRegisters == 16 ? 2 : 4;
+inline constexpr int kMaxPanels = kNumRegisters == 16 ? 3 : 4;
 
 // Panels `stride` elements apart.
 template <typename Element>
@@ -23,13 +23,16 @@ struct Constant {
   static constexpr int value = kValue;
 };
 
-// Calls f with the largest number of panels that a product takes at once, at most `panels`, as a
-// constant.
+// Calls f with the number of panels, of the `panels` that are left, that a product takes at once,
+// as a constant: the most, unless that would leave a single one, whose sums wait for each other.
 template <typename F>
 [[gnu::always_inline]] inline void with_panels(int panels, F&& f) {
-  if (panels >= kMaxPanels) {
+  const int count = panels == kMaxPanels + 1 ? kMaxPanels - 1 : panels;
+  if (count >= kMaxPanels) {
     f(Constant<kMaxPanels>{});
-  } else if (panels >= 2) {
+  } else if (count == 3) {
+    f(Constant<3>{});
+  } else if (count == 2) {
     f(Constant<2>{});
   } else {
     f(Constant<1>{});

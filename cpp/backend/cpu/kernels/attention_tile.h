@@ -3,7 +3,7 @@
 #include "cpp/backend/cpu/kernels/any.h"
 #include "cpp/backend/cpu/kernels/attention_scratch.h"
 
-// Where the tiles of a pass lie in the cache.
+// Where the tiles of a pass lie in the cache, and copies of those that are not used there.
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
 // The tiles of a pass that a task has: [first, end), and the positions [oldest, newest] that its
@@ -72,6 +72,38 @@ inline std::int64_t row_offset(const AttentionJob& job, const Tile& tile, int po
   for (int quad = 0; quad < kTile / 4; ++quad) {
     const int i = nearest(4 * quad, tile->begin, tile->end);
     tile->quads[quad] = row_offset(job, *tile, i) - i % 4 * job.row_bytes;
+  }
+}
+
+// An int8 row and the float32 behind it that times it is the row -> out.
+template <typename Element>
+void dequantize(const std::int8_t* row, std::int64_t head_dim, Element* out) {
+  float scale = 0.0f;
+  __builtin_memcpy(&scale, row + head_dim, sizeof(scale));
+  for_each_vector(head_dim, [&](std::int64_t d, int n) {
+    float numbers[kLanes] = {};
+    for (int i = 0; i < n; ++i) numbers[i] = static_cast<float>(row[d + i]);
+    store(out + d, load(numbers) * splat(scale));
+  });
+}
+
+// A tile's keys, or values, from `base` on -> copy [kTile][width], while those of the tile that is
+// read next are fetched.
+template <typename Element>
+[[gnu::noinline]] void copy_rows(const AttentionJob& job, const std::byte* base, const Tile& tile,
+                                 const std::byte* next_base, const Tile& next, Element* copy) {
+  const DType dtype = job.params.cache.dtype;
+  for (int i = tile.begin; i < tile.end; ++i) {
+    const std::byte* row = base + row_offset(job, tile, i);
+    const std::byte* next_row = next_base + row_offset(job, next, nearest(i, next.begin, next.end));
+    for (std::int64_t at = 0; at < job.row_bytes; at += kLineBytes) prefetch_l2(next_row + at);
+    Element* to = copy + i * job.width;
+    if (dtype == DType::kInt8) {
+      dequantize(reinterpret_cast<const std::int8_t*>(row), job.head_dim, to);
+      continue;
+    }
+    for_each_vector(job.head_dim,
+                    [&](std::int64_t d, int n) { store(to + d, load_any(dtype, row, d, n)); });
   }
 }
 
