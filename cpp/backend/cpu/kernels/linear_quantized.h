@@ -57,7 +57,7 @@ template <typename F, int R, int V, int H>
       for (int r = 0; r < R; ++r) {
         const Vec unit = Bytes::splat_unit(x + 4 * ((line * F::kUnits + u) * H + r));
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) sums[r][v] = Bytes::dot(sums[r][v], units[v][u], unit);
+        for (int v = 0; v < V; ++v) sums[r][v] = F::multiply_add(sums[r][v], units[v][u], unit);
       }
     }
   }

@@ -25,7 +25,10 @@ class QuantizedShare : public LinearShare<F> {
 
   using Base::Base;
 
-  bool streams() const { return Base::num_rows() <= kQuantizedTileRows; }
+  // More rows than one read a line's blocks one after the other.
+  bool streams() const {
+    return params_.num_rows == 1 || (kLineBlocks == 1 && Base::num_rows() <= kQuantizedTileRows);
+  }
 
   // The blocks of a thread lie one behind the other, so that what is fetched ahead is the next one.
   void stream(const Panel<F>& panel, const Panel<F>&) {
@@ -97,7 +100,7 @@ class QuantizedShare : public LinearShare<F> {
     if constexpr (R < kQuantizedTileRows) {
       if (Base::num_rows() > R) return stream_tile<R + 2>(panel);
     }
-    stream_rows<R, Bytes::kDotBlocks, kQuantizedTileRows>(panel);
+    stream_rows<R, 1, kQuantizedTileRows>(panel);
   }
 
   // The inputs [k, k_end) of a panel, for the tile of rows from `row` on.
@@ -107,13 +110,11 @@ class QuantizedShare : public LinearShare<F> {
     if constexpr (R < kQuantizedTileRows) {
       if (row_end_ - row > R) return multiply_tile<R + 2>(panel, row, k, k_end, prefetch);
     }
-    constexpr int V = Bytes::kDotBlocks;
     const auto fetch = [&](const char*) __attribute__((always_inline)) { prefetch.step(); };
     float* sums = sums_ + (row - row_) * kPanelWidth;
-    for (int i = 0; i < panel.num_blocks; i += V) {
-      const Block<F>* blocks[V];
-      blocks_from<V>(panel, i, blocks);
-      multiply_quantized<F, R, V>(blocks, group_size_, k, k_end, tile_at<kQuantizedTileRows>(row),
+    for (int i = 0; i < panel.num_blocks; ++i) {
+      const Block<F>* block = &panel.blocks[i];
+      multiply_quantized<F, R, 1>(&block, group_size_, k, k_end, tile_at<kQuantizedTileRows>(row),
                                   fetch, sums + i * kLanes);
     }
   }

@@ -1,5 +1,7 @@
 #include "cpp/backend/cpu/kernels/quantize_rows.h"
 
+#include PAGEDCORE_BYTES_HEADER
+
 #include "cpp/backend/cpu/kernels/any.h"
 
 namespace pagedcore::cpu::PAGEDCORE_ISA {

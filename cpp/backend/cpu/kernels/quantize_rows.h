@@ -1,7 +1,6 @@
 #pragma once
 
 #include PAGEDCORE_SIMD_HEADER
-#include PAGEDCORE_BYTES_HEADER
 
 #include "cpp/backend/cpu/kernels/kernels.h"
 
@@ -10,9 +9,9 @@ namespace pagedcore::cpu::PAGEDCORE_ISA {
 // What kInt8 and kInt4 weights are too large by as unsigned bytes.
 constexpr int weight_offset(DType dtype) { return dtype == DType::kInt8 ? 128 : 8; }
 
-// Rows of x that meet weights together: registers hold a total and a group's sum for each of them
-// and of the blocks that share a unit of x.
-inline constexpr int kQuantizedTileRows = kNumRegisters / 4 / Bytes::kDotBlocks;
+// Rows of x that meet weights together: half of the registers hold a total and a group's sum for
+// each of them.
+inline constexpr int kQuantizedTileRows = kNumRegisters / 4;
 
 // Where rows of x go, rounded to signed bytes with one scale a group of inputs. Rows lie in tiles:
 // four inputs of each, then the next four, so that a tile is read in one piece. Behind the last

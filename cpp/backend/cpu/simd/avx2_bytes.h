@@ -6,8 +6,6 @@ namespace pagedcore::cpu::PAGEDCORE_ISA {
 
 // Bytes, four to a 32-bit unit of a Vec.
 struct Bytes {
-  // Blocks of outputs that should meet a unit of x together, since dot prepares it.
-  static constexpr int kDotBlocks = 2;
   using Sums = __m256i;  // kLanes int32
 
   // Four bytes in every unit.
@@ -41,12 +39,19 @@ struct Bytes {
   // In each unit, sums plus the four products of an unsigned byte of a and a signed byte of b;
   // exact.
   static Sums dot(Sums sums, Vec a, Vec b) {
-    const __m256i x = _mm256_castps_si256(a);
-    const __m256i y = _mm256_castps_si256(b);
-    const __m256i even = _mm256_madd_epi16(_mm256_and_si256(x, _mm256_set1_epi16(0xff)),
-                                           _mm256_srai_epi16(_mm256_slli_epi16(y, 8), 8));
-    const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(x, 8), _mm256_srai_epi16(y, 8));
-    return _mm256_add_epi32(sums, _mm256_add_epi32(even, odd));
+    // Pairs of products of whole bytes would not fit 16 bits.
+    const __m256i high = pairs(high_nibbles(a), b);
+    return _mm256_add_epi32(dot_nibbles(sums, low_nibbles(a), b),
+                            _mm256_madd_epi16(high, _mm256_set1_epi16(16)));
+  }
+  // The same for bytes of a below 16.
+  static Sums dot_nibbles(Sums sums, Vec a, Vec b) {
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs(a, b), _mm256_set1_epi16(1)));
+  }
+
+ private:
+  static __m256i pairs(Vec a, Vec b) {
+    return _mm256_maddubs_epi16(_mm256_castps_si256(a), _mm256_castps_si256(b));
   }
 };
 

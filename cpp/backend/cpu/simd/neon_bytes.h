@@ -6,7 +6,6 @@ namespace pagedcore::cpu::PAGEDCORE_ISA {
 
 // Bytes, four to a 32-bit unit of a Vec; avx2.h says what the names mean.
 struct Bytes {
-  static constexpr int kDotBlocks = 2;
   using Sums = int32x4_t;
   static Vec splat_unit(const std::int8_t* p) {
     std::int32_t unit;
@@ -42,6 +41,7 @@ struct Bytes {
         vmulq_s16(vreinterpretq_s16_u16(vmovl_u8(vget_high_u8(x))), vmovl_s8(vget_high_s8(y)));
     return vaddq_s32(sums, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
   }
+  static Sums dot_nibbles(Sums sums, Vec a, Vec b) { return dot(sums, a, b); }
 };
 
 }  // namespace pagedcore::cpu::PAGEDCORE_ISA
