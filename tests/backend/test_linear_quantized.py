@@ -5,7 +5,7 @@ from support.quantized import per_output, stored_numbers
 
 from pagedcore import _core
 
-NUM_ROWS = [0, 1, 2, 5, 8, 9, 33]
+NUM_ROWS = [0, 1, 2, 3, 5, 8, 9, 33]
 FORMS = [("int8", 32), ("int8", 128), ("int4", 32), ("int4", 64), ("int4", 128)]
 each_form = pytest.mark.parametrize("dtype,group_size", FORMS)
 

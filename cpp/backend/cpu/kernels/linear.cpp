@@ -93,22 +93,26 @@ void store_tile(const Tile& tile, T* y) {
 }
 
 void linear_quantized(const LinearParams& params, Context& context) {
-  const std::int64_t num_groups =
-      params.num_rows * (params.in_features / params.weights[0].group_size);
-  const std::int64_t stride = params.in_features + (aliases(params.in_features) ? kSpreadBytes : 0);
-  const std::int64_t value_bytes = round_up(params.num_rows * stride, kAlignment);
+  const int tile_rows = params.num_rows == 1 ? 1 : kQuantizedTileRows;
+  const std::int64_t num_rows = round_up(params.num_rows, tile_rows);
+  const std::int64_t num_groups = num_rows * (params.in_features / params.weights[0].group_size);
+  const std::int64_t value_bytes = round_up(num_rows * params.in_features, kAlignment);
   const std::int64_t group_bytes = round_up(num_groups * sizeof(float), kAlignment);
   const std::int64_t scratch_bytes = round_up(linear_scratch_bytes(params), kAlignment);
   std::byte* memory = context.workspace.reserve(value_bytes + 2 * group_bytes +
                                                 context.pool.size() * scratch_bytes);
-  const QuantizedX x{reinterpret_cast<std::int8_t*>(memory), stride,
+  const QuantizedX x{tile_rows, reinterpret_cast<std::int8_t*>(memory),
                      reinterpret_cast<float*>(memory + value_bytes),
                      reinterpret_cast<std::int32_t*>(memory + value_bytes + group_bytes)};
   quantize_rows(params, x, context.pool);
-  const LinearTask task{params,        x.values,
-                        stride,        memory + value_bytes + 2 * group_bytes,
-                        scratch_bytes, context.streams_stop_at_pages,
-                        x.scales,      x.sums};
+  const LinearTask task{params,
+                        x.values,
+                        params.in_features,
+                        memory + value_bytes + 2 * group_bytes,
+                        scratch_bytes,
+                        context.streams_stop_at_pages,
+                        x.scales,
+                        x.sums};
   if (params.weights[0].dtype == DType::kInt8) return linear_int8(task, context.pool);
   linear_int4(task, context.pool);
 }

@@ -12,9 +12,9 @@ struct LinearTask {
   std::byte* scratch;  // scratch_bytes for each thread
   std::int64_t scratch_bytes;
   bool fetches_streams;  // Context::streams_stop_at_pages
-  // Quantised weights: what x was rounded with, [num_rows, in_features / group_size].
+  // Quantised weights: x is QuantizedX::values, and these are its other members.
   const float* x_scales = nullptr;
-  const std::int32_t* x_sums = nullptr;  // QuantizedX::sums
+  const std::int32_t* x_sums = nullptr;
 };
 
 // What threads need each for a call of these sizes.

@@ -97,6 +97,9 @@ struct QuantizedFormat {
       units[1] = Bytes::high_nibbles(raw);
     }
   }
+  static Sums multiply_add(Sums sums, Vec unit, Vec x) {
+    return kBits == 8 ? Bytes::dot(sums, unit, x) : Bytes::dot_nibbles(sums, unit, x);
+  }
 };
 
 }  // namespace pagedcore::cpu::PAGEDCORE_ISA

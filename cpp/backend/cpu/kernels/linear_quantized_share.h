@@ -10,38 +10,32 @@ namespace pagedcore::cpu::PAGEDCORE_ISA {
 inline constexpr std::int64_t kPanelInputs = 256;
 // Inputs that are fetched at once, while those before are multiplied: a panel's stay in L2.
 inline constexpr std::int64_t kFetchedInputs = 2048;
-// Blocks whose products are summed together, and rows whose sums with those registers hold.
-inline constexpr int kTileBlocks = 2;
-inline constexpr int kQuantizedTileRows = kNumRegisters >= 32 ? 8 : 4;
 // Blocks side by side in a line: one row of x meets them together.
 inline constexpr int kLineBlocks = kBlockOutputs / kLanes;
 
 template <typename F>
 class QuantizedShare : public LinearShare<F> {
   using Base = LinearShare<F>;
-  using Operand = typename F::Operand;
-  using Base::finish, Base::params_, Base::row_, Base::row_end_, Base::rows_of_x, Base::sums_,
-      Base::task_;
+  using Base::finish, Base::params_, Base::row_, Base::row_end_, Base::sums_, Base::task_;
 
  public:
+  static constexpr int kRowStep = kQuantizedTileRows;
+
   using Base::Base;
 
-  bool streams() const { return Base::num_rows() == 1; }
+  // More rows than one read a line's blocks one after the other.
+  bool streams() const {
+    return params_.num_rows == 1 || (kLineBlocks == 1 && Base::num_rows() <= kQuantizedTileRows);
+  }
 
   // The blocks of a thread lie one behind the other, so that what is fetched ahead is the next one.
   void stream(const Panel<F>& panel, const Panel<F>&) {
-    const Operand* x;
-    rows_of_x(row_, 1, 0, &x);
-    const QuantizedRows rows = quantized_rows(row_, 1);
-    const auto fetch = [](const char* w)
-                           __attribute__((always_inline)) { prefetch_l2(w + kStreamAheadBytes); };
-    for (int i = 0; i < panel.num_blocks; i += kLineBlocks) {
-      const Block<F>* blocks[kLineBlocks];
-      blocks_from<kLineBlocks>(panel, i, blocks);
-      multiply_quantized<F, 1, kLineBlocks>(blocks, group_size_, 0, params_.in_features, &x, rows,
-                                            fetch, sums_ + i * kLanes);
+    if (params_.num_rows == 1) {
+      stream_rows<1, kLineBlocks, 1>(panel);
+    } else {
+      stream_tile(panel);
     }
-    finish(panel, row_, 1, sums_);
+    finish(panel, row_, Base::num_rows(), sums_);
   }
 
   void multiply(const Panel<F>& panel, const Panel<F>& next_panel, bool has_next) {
@@ -55,12 +49,13 @@ class QuantizedShare : public LinearShare<F> {
         const std::int64_t next_k = last ? 0 : k_end;
         const std::int64_t num_tiles =
             (Base::num_rows() + kQuantizedTileRows - 1) / kQuantizedTileRows;
-        const std::int64_t num_pairs = (panel.num_blocks + kTileBlocks - 1) / kTileBlocks;
         prefetch = Prefetch<F>(next.blocks, next.num_blocks, next_k, end_of(next_k, kFetchedInputs),
-                               num_tiles * num_pairs * ((k_end - k) / F::kLineInputs));
+                               num_tiles * panel.num_blocks * ((k_end - k) / kStepInputs));
       }
       for (std::int64_t from = k; from < k_end; from = end_of(from, panel_inputs())) {
-        multiply_inputs(panel, from, end_of(from, panel_inputs()), prefetch);
+        for (std::int64_t row = row_; row < row_end_; row += kQuantizedTileRows) {
+          multiply_tile(panel, row, from, end_of(from, panel_inputs()), prefetch);
+        }
       }
     }
     finish(panel, row_, Base::num_rows(), sums_);
@@ -81,47 +76,51 @@ class QuantizedShare : public LinearShare<F> {
     }
   }
 
-  // Multiplies all rows of the share by the inputs [k, k_end) of a panel.
-  void multiply_inputs(const Panel<F>& panel, std::int64_t k, std::int64_t k_end,
-                       Prefetch<F>& prefetch) {
-    for (std::int64_t row = row_; row < row_end_;) {
-      const std::int64_t rest = row_end_ - row;
-      if (rest > 4 && kQuantizedTileRows > 4) {
-        row += multiply_tile<kQuantizedTileRows>(panel, row, k, k_end, prefetch);
-      } else if (rest > 2) {
-        row += multiply_tile<4>(panel, row, k, k_end, prefetch);
-      } else {
-        row += multiply_tile<2>(panel, row, k, k_end, prefetch);
-      }
+  // All inputs of a panel, for R rows of the first tile of the share.
+  template <int R, int V, int H>
+  void stream_rows(const Panel<F>& panel) {
+    constexpr int kStepLines = kStepInputs / F::kLineInputs;
+    const auto fetch = [](const char* w) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+      for (int i = 0; i < kStepLines; ++i) prefetch_l2(w + kStreamAheadBytes + i * F::kLineBytes);
+    };
+    for (int i = 0; i < panel.num_blocks; i += V) {
+      const Block<F>* blocks[V];
+      blocks_from<V>(panel, i, blocks);
+      multiply_quantized<F, R, V>(blocks, group_size_, 0, params_.in_features, tile_at<H>(row_),
+                                  fetch, sums_ + i * kLanes);
     }
   }
 
-  // Returns the number of rows.
-  template <int R>
-  int multiply_tile(const Panel<F>& panel, std::int64_t row, std::int64_t k, std::int64_t k_end,
-                    Prefetch<F>& prefetch) {
-    const Operand* x[R];
-    rows_of_x(row, R, 0, x);
-    const QuantizedRows rows = quantized_rows(row, R);
-    float* sums = sums_ + (row - row_) * kPanelWidth;
+  // The same for all rows of the share, which are one tile.
+  template <int R = 2>
+  void stream_tile(const Panel<F>& panel) {
+    if constexpr (R < kQuantizedTileRows) {
+      if (Base::num_rows() > R) return stream_tile<R + 2>(panel);
+    }
+    stream_rows<R, 1, kQuantizedTileRows>(panel);
+  }
+
+  // The inputs [k, k_end) of a panel, for the tile of rows from `row` on.
+  template <int R = 2>
+  void multiply_tile(const Panel<F>& panel, std::int64_t row, std::int64_t k, std::int64_t k_end,
+                     Prefetch<F>& prefetch) {
+    if constexpr (R < kQuantizedTileRows) {
+      if (row_end_ - row > R) return multiply_tile<R + 2>(panel, row, k, k_end, prefetch);
+    }
     const auto fetch = [&](const char*) __attribute__((always_inline)) { prefetch.step(); };
-    for (int i = 0; i < panel.num_blocks; i += kTileBlocks) {
-      const Block<F>* blocks[kTileBlocks];
-      blocks_from<kTileBlocks>(panel, i, blocks);
-      multiply_quantized<F, R, kTileBlocks>(blocks, group_size_, k, k_end, x, rows, fetch,
-                                            sums + i * kLanes);
+    float* sums = sums_ + (row - row_) * kPanelWidth;
+    for (int i = 0; i < panel.num_blocks; ++i) {
+      const Block<F>* block = &panel.blocks[i];
+      multiply_quantized<F, R, 1>(&block, group_size_, k, k_end, tile_at<kQuantizedTileRows>(row),
+                                  fetch, sums + i * kLanes);
     }
-    return R;
   }
 
-  QuantizedRows quantized_rows(std::int64_t row, int count) const {
-    QuantizedRows rows;
-    for (int r = 0; r < count; ++r) {
-      const std::int64_t at = (row + r < row_end_ ? row + r : row_end_ - 1) * num_groups_;
-      rows.scales[r] = task_.x_scales + at;
-      rows.sums[r] = task_.x_sums + at;
-    }
-    return rows;
+  template <int H>
+  QuantizedTile<H> tile_at(std::int64_t row) const {
+    const auto* values = static_cast<const std::int8_t*>(task_.x) + row * task_.x_stride;
+    return {values, task_.x_scales + row * num_groups_, task_.x_sums + row * num_groups_};
   }
 
   const std::int64_t group_size_ = params_.weights[0].group_size;

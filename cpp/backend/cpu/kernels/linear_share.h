@@ -20,6 +20,7 @@ class LinearShare {
  public:
   using Format = F;
   using Operand = typename F::Operand;
+  static constexpr int kRowStep = kTileRows;  // threads share rows at its multiples
 
   LinearShare(const LinearTask& task, Span rows, int thread)
       : task_(task),
@@ -85,7 +86,7 @@ template <typename Share>
 void run_linear(const LinearTask& task, ThreadPool& pool) {
   const Outputs<typename Share::Format> outputs(task.params);
   const std::int64_t num_rows = task.params.num_rows;
-  const Partition partition(outputs.num_groups(), num_rows, kTileRows, pool.size());
+  const Partition partition(outputs.num_groups(), num_rows, Share::kRowStep, pool.size());
   if (!partition.cuts_rows()) {
     GroupQueue queue({0, outputs.num_groups()}, pool.size(), outputs.panel_groups());
     return pool.run(

@@ -9,11 +9,17 @@ namespace pagedcore::cpu::PAGEDCORE_ISA {
 // What kInt8 and kInt4 weights are too large by as unsigned bytes.
 constexpr int weight_offset(DType dtype) { return dtype == DType::kInt8 ? 128 : 8; }
 
-// Where rows of x go, rounded to signed bytes with one scale a group of inputs.
+// Rows of x that meet weights together: half of the registers hold a total and a group's sum for
+// each of them.
+inline constexpr int kQuantizedTileRows = kNumRegisters / 4;
+
+// Where rows of x go, rounded to signed bytes with one scale a group of inputs. Rows lie in tiles:
+// four inputs of each, then the next four, so that a tile is read in one piece. Behind the last
+// row, a tile has zeros.
 struct QuantizedX {
-  std::int8_t* values;  // [num_rows, in_features]
-  std::int64_t stride;  // of values
-  float* scales;        // [num_rows, in_features / group_size]
+  int tile_rows;
+  std::int8_t* values;  // [tiles, in_features / 4, tile_rows, 4]
+  float* scales;        // [tiles, in_features / group_size, tile_rows]
   std::int32_t* sums;   // the same: of the rounded inputs, times minus the weights' offset
 };
 

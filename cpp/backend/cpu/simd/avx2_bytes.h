@@ -25,18 +25,33 @@ struct Bytes {
   static Sums load_small(const std::int8_t* p) {
     return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
   }
+  // The lowest byte of every unit.
+  static void store_lowest(std::int8_t* p, Vec a) {
+    const __m256i order = _mm256_set1_epi32(0x0c080400);
+    const __m256i quads = _mm256_shuffle_epi8(_mm256_castps_si256(a), order);
+    _mm_storel_epi64(
+        reinterpret_cast<__m128i*>(p),
+        _mm_unpacklo_epi32(_mm256_castsi256_si128(quads), _mm256_extracti128_si256(quads, 1)));
+  }
   static Sums multiply(Sums a, Sums b) { return _mm256_mullo_epi32(a, b); }
   static Sums add(Sums a, Sums b) { return _mm256_add_epi32(a, b); }
   static Vec to_float(Sums a) { return _mm256_cvtepi32_ps(a); }
   // In each unit, sums plus the four products of an unsigned byte of a and a signed byte of b;
   // exact.
   static Sums dot(Sums sums, Vec a, Vec b) {
-    const __m256i x = _mm256_castps_si256(a);
-    const __m256i y = _mm256_castps_si256(b);
-    const __m256i even = _mm256_madd_epi16(_mm256_and_si256(x, _mm256_set1_epi16(0xff)),
-                                           _mm256_srai_epi16(_mm256_slli_epi16(y, 8), 8));
-    const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(x, 8), _mm256_srai_epi16(y, 8));
-    return _mm256_add_epi32(sums, _mm256_add_epi32(even, odd));
+    // Pairs of products of whole bytes would not fit 16 bits.
+    const __m256i high = pairs(high_nibbles(a), b);
+    return _mm256_add_epi32(dot_nibbles(sums, low_nibbles(a), b),
+                            _mm256_madd_epi16(high, _mm256_set1_epi16(16)));
+  }
+  // The same for bytes of a below 16.
+  static Sums dot_nibbles(Sums sums, Vec a, Vec b) {
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs(a, b), _mm256_set1_epi16(1)));
+  }
+
+ private:
+  static __m256i pairs(Vec a, Vec b) {
+    return _mm256_maddubs_epi16(_mm256_castps_si256(a), _mm256_castps_si256(b));
   }
 };
 

@@ -5,8 +5,11 @@
 
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
-inline Bytes::Sums Bytes::dot(Sums sums, Vec a, Vec b) {
-  return _mm512_dpbusd_epi32(sums, _mm512_castps_si512(a), _mm512_castps_si512(b));
-}
+struct Bytes : BytesBase {
+  static Sums dot(Sums sums, Vec a, Vec b) {
+    return _mm512_dpbusd_epi32(sums, _mm512_castps_si512(a), _mm512_castps_si512(b));
+  }
+  static Sums dot_nibbles(Sums sums, Vec a, Vec b) { return dot(sums, a, b); }
+};
 
 }  // namespace pagedcore::cpu::PAGEDCORE_ISA

@@ -5,13 +5,20 @@
 
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
-inline Bytes::Sums Bytes::dot(Sums sums, Vec a, Vec b) {
-  const __m512i x = _mm512_castps_si512(a);
-  const __m512i y = _mm512_castps_si512(b);
-  const __m512i even = _mm512_madd_epi16(_mm512_and_si512(x, _mm512_set1_epi16(0xff)),
-                                         _mm512_srai_epi16(_mm512_slli_epi16(y, 8), 8));
-  const __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(x, 8), _mm512_srai_epi16(y, 8));
-  return _mm512_add_epi32(sums, _mm512_add_epi32(even, odd));
-}
+struct Bytes : BytesBase {
+  static Sums dot(Sums sums, Vec a, Vec b) {
+    const __m512i high = pairs(high_nibbles(a), b);
+    return _mm512_add_epi32(dot_nibbles(sums, low_nibbles(a), b),
+                            _mm512_madd_epi16(high, _mm512_set1_epi16(16)));
+  }
+  static Sums dot_nibbles(Sums sums, Vec a, Vec b) {
+    return _mm512_add_epi32(sums, _mm512_madd_epi16(pairs(a, b), _mm512_set1_epi16(1)));
+  }
+
+ private:
+  static __m512i pairs(Vec a, Vec b) {
+    return _mm512_maddubs_epi16(_mm512_castps_si512(a), _mm512_castps_si512(b));
+  }
+};
 
 }  // namespace pagedcore::cpu::PAGEDCORE_ISA

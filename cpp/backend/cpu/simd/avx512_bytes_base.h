@@ -5,7 +5,7 @@
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
 // Bytes, four to a 32-bit unit of a Vec; avx2.h says what the names mean.
-struct Bytes {
+struct BytesBase {
   using Sums = __m512i;
   static Vec splat_unit(const std::int8_t* p) {
     std::int32_t unit;
@@ -22,10 +22,12 @@ struct Bytes {
   static Sums load_small(const std::int8_t* p) {
     return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
+  static void store_lowest(std::int8_t* p, Vec a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_castps_si512(a)));
+  }
   static Sums multiply(Sums a, Sums b) { return _mm512_mullo_epi32(a, b); }
   static Sums add(Sums a, Sums b) { return _mm512_add_epi32(a, b); }
   static Vec to_float(Sums a) { return _mm512_cvtepi32_ps(a); }
-  static Sums dot(Sums sums, Vec a, Vec b);  // each set has its own
 };
 
 }  // namespace pagedcore::cpu::PAGEDCORE_ISA

@@ -23,6 +23,11 @@ struct Bytes {
     const std::int32_t copy[kLanes] = {p[0], p[1], p[2], p[3]};
     return vld1q_s32(copy);
   }
+  static void store_lowest(std::int8_t* p, Vec a) {
+    const int16x4_t halves = vmovn_s32(vreinterpretq_s32_f32(a));
+    const int8x8_t bytes = vmovn_s16(vcombine_s16(halves, halves));
+    __builtin_memcpy(p, &bytes, kLanes);
+  }
   static Sums multiply(Sums a, Sums b) { return vmulq_s32(a, b); }
   static Sums add(Sums a, Sums b) { return vaddq_s32(a, b); }
   static Vec to_float(Sums a) { return vcvtq_f32_s32(a); }
@@ -36,6 +41,7 @@ struct Bytes {
         vmulq_s16(vreinterpretq_s16_u16(vmovl_u8(vget_high_u8(x))), vmovl_s8(vget_high_s8(y)));
     return vaddq_s32(sums, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
   }
+  static Sums dot_nibbles(Sums sums, Vec a, Vec b) { return dot(sums, a, b); }
 };
 
 }  // namespace pagedcore::cpu::PAGEDCORE_ISA
