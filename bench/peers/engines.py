@@ -6,14 +6,9 @@ server divides its cache into slots that are fixed: 32 of 2,304 tokens).
 
 from __future__ import annotations
 
-import atexit
-import http.client
 import json
 import os
-import socket
-import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Protocol
@@ -189,10 +184,19 @@ class LlamaCpp:
     slots, slot_tokens = 32, 2304
 
     def __init__(self, weights: str) -> None:
+        import http.client
+        import subprocess
+        from concurrent.futures import ThreadPoolExecutor
+
+        self._connect = partial(http.client.HTTPConnection, "127.0.0.1")
+        self._subprocess, self._pool = subprocess, ThreadPoolExecutor(64)
         self._program = os.environ["LLAMA_SERVER"]
         self._weights = {"bf16": "bf16", "int8": "q8_0", "int4": "q4_0"}[weights]
 
     def load(self, model_dir: str, num_threads: int) -> None:
+        import atexit
+        import socket
+
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]
@@ -201,11 +205,9 @@ class LlamaCpp:
         options |= {"--host": "127.0.0.1", "--port": self._port}
         command = [self._program, "--no-kv-unified", "-cb"]
         command += [str(part) for option in options.items() for part in option]
-        self._server = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        quiet = self._subprocess.DEVNULL
+        self._server = self._subprocess.Popen(command, stdout=quiet, stderr=quiet)
         atexit.register(self._server.kill)
-        self._pool = ThreadPoolExecutor(64)
         while not self._is_ready():
             if self._server.poll() is not None:
                 raise RuntimeError(f"{self._program} ended with status {self._server.returncode}")
@@ -213,7 +215,7 @@ class LlamaCpp:
 
     def _is_ready(self) -> bool:
         try:
-            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
+            connection = self._connect(self._port, timeout=5)
             connection.request("GET", "/health")
             return connection.getresponse().status == 200
         except OSError:
@@ -226,7 +228,7 @@ class LlamaCpp:
             body |= {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
         if samples > 1:
             body["n_cmpl"] = samples
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=3600)
+        connection = self._connect(self._port, timeout=3600)
         connection.request(
             "POST", "/completion", json.dumps(body), {"Content-Type": "application/json"}
         )

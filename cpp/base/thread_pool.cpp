@@ -10,13 +10,32 @@
 namespace pagedcore {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
 // Long enough to bridge the serial parts of a step, short enough not to be seen in `top`.
 constexpr std::chrono::microseconds kSpinTime{200};
+// Longer than most waits: on a busy machine, whoever yields may get the processor back
+// milliseconds later.
+constexpr std::chrono::microseconds kPatience{20};
 constexpr int kPollsPerClockRead = 1024;
-// On a busy machine the awaited thread may be waiting for this very processor.
-constexpr int kPollsPerYield = 4096;
 
 void pause_briefly() { std::atomic_signal_fence(std::memory_order_seq_cst); }
+
+// Polls until done(), at most for `limit`; returns whether it was. Yields after some patience, as
+// the awaited thread may be waiting for this very processor.
+template <typename Done>
+bool poll(Clock::duration limit, Done&& done) {
+  const Clock::time_point start = Clock::now();
+  while (true) {
+    for (int i = 0; i < kPollsPerClockRead; ++i) {
+      if (done()) return true;
+      pause_briefly();
+    }
+    const Clock::duration waited = Clock::now() - start;
+    if (waited >= limit) return false;
+    if (waited >= kPatience) std::this_thread::yield();
+  }
+}
 
 }  // namespace
 
@@ -53,22 +72,16 @@ void ThreadPool::run_erased(Task task, void* context) {
     wake_.notify_all();
   }
   task(context, 0);
-  for (int polls = 1; num_running_.load(std::memory_order_acquire) != 0; ++polls) {
-    pause_briefly();
-    if (polls % kPollsPerYield == 0) std::this_thread::yield();
-  }
+  poll(Clock::duration::max(), [&] { return num_running_.load(std::memory_order_acquire) == 0; });
 }
 
 std::uint32_t ThreadPool::await_round(std::uint32_t seen) {
-  const auto deadline = std::chrono::steady_clock::now() + kSpinTime;
-  do {
-    for (int i = 0; i < kPollsPerClockRead; ++i) {
-      const std::uint32_t round = round_.load(std::memory_order_acquire);
-      if (round != seen) return round;
-      pause_briefly();
-    }
-    std::this_thread::yield();
-  } while (std::chrono::steady_clock::now() < deadline);
+  std::uint32_t round = seen;
+  const auto has_begun = [&] {
+    round = round_.load(std::memory_order_acquire);
+    return round != seen;
+  };
+  if (poll(kSpinTime, has_begun)) return round;
 
   std::unique_lock<std::mutex> lock(mutex_);
   num_sleeping_.fetch_add(1, std::memory_order_seq_cst);

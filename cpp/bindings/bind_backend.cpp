@@ -2,6 +2,7 @@
 #include <optional>
 
 #include "cpp/bindings/bindings.h"
+#include "cpp/bindings/record.h"
 #include "pagedcore/backend.h"
 #include "pagedcore/cpu_limits.h"
 
@@ -29,11 +30,11 @@ void bind_backend(py::module_& m) {
       },
       py::arg("device") = 0, py::arg("stream") = py::none());
 
-  py::class_<CpuLimits>(m, "CpuLimits")
-      .def_readonly("dram_gb_s", &CpuLimits::dram_gb_s)
-      .def_readonly("l2_gb_s", &CpuLimits::l2_gb_s)
-      .def_readonly("f32_gflop_s", &CpuLimits::f32_gflop_s)
-      .def_readonly("bf16_gflop_s", &CpuLimits::bf16_gflop_s);
+  Record<CpuLimits>(m, "CpuLimits")
+      .read("dram_gb_s", &CpuLimits::dram_gb_s)
+      .read("l2_gb_s", &CpuLimits::l2_gb_s)
+      .read("f32_gflop_s", &CpuLimits::f32_gflop_s)
+      .read("bf16_gflop_s", &CpuLimits::bf16_gflop_s);
   m.def(
       "measure_cpu_limits",
       [](int num_threads, const std::string& isa) {

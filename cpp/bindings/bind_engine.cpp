@@ -1,4 +1,3 @@
-#include <pybind11/numpy.h>
 
 #include <memory>
 #include <string>
@@ -6,14 +5,12 @@
 #include <vector>
 
 #include "cpp/bindings/bindings.h"
-#include "cpp/bindings/keywords.h"
+#include "cpp/bindings/record.h"
 #include "pagedcore/engine.h"
 #include "pagedcore/error.h"
 
 namespace pagedcore::bindings {
 namespace {
-
-using PromptArray = py::array_t<TokenId, py::array::c_style>;
 
 py::object optional_text(std::string_view text) {
   return text.empty() ? py::object(py::none()) : py::str(text.data(), text.size());
@@ -147,11 +144,19 @@ void set_preemption_mode(EngineConfig& config, const std::string& name) {
 }
 
 void bind_engine_config(py::module_& m) {
-  py::class_<EngineConfig> type(m, "EngineConfig");
-  def_keyword_init(type);
-  type.def_readwrite("block_size", &EngineConfig::block_size)
-      .def_readwrite("kv_cache_bytes", &EngineConfig::kv_cache_bytes)
-      .def_readwrite("num_blocks", &EngineConfig::num_blocks)
+  Record<EngineConfig>(m, "EngineConfig")
+      .keyword_init()
+      .read_write("block_size", &EngineConfig::block_size)
+      .read_write("kv_cache_bytes", &EngineConfig::kv_cache_bytes)
+      .read_write("num_blocks", &EngineConfig::num_blocks)
+      .read_write("max_model_len", &EngineConfig::max_model_len)
+      .read_write("max_num_seqs", &EngineConfig::max_num_seqs)
+      .read_write("max_num_batched_tokens", &EngineConfig::max_num_batched_tokens)
+      .read_write("enable_prefix_caching", &EngineConfig::enable_prefix_caching)
+      .read_write("swap_space_bytes", &EngineConfig::swap_space_bytes)
+      .read_write("max_waiting", &EngineConfig::max_waiting)
+      .read_write("eos_token_ids", &EngineConfig::eos_token_ids)
+      .read_write("seed", &EngineConfig::seed)
       .def_property(
           "kv_dtype",
           [](const EngineConfig& config) {
@@ -161,53 +166,45 @@ void bind_engine_config(py::module_& m) {
             config.kv_dtype =
                 name ? std::optional<DType>(dtype_from_name(*name)) : std::optional<DType>();
           })
-      .def_readwrite("max_model_len", &EngineConfig::max_model_len)
-      .def_readwrite("max_num_seqs", &EngineConfig::max_num_seqs)
-      .def_readwrite("max_num_batched_tokens", &EngineConfig::max_num_batched_tokens)
-      .def_readwrite("enable_prefix_caching", &EngineConfig::enable_prefix_caching)
-      .def_readwrite("swap_space_bytes", &EngineConfig::swap_space_bytes)
       .def_property("preemption_mode", &preemption_mode, &set_preemption_mode)
-      .def_readwrite("max_waiting", &EngineConfig::max_waiting)
-      .def_readwrite("eos_token_ids", &EngineConfig::eos_token_ids)
-      .def_readwrite("seed", &EngineConfig::seed)
       .def("validate", &EngineConfig::validate);
 
-  py::class_<MemoryPlan>(m, "MemoryPlan")
-      .def_readonly("weights_bytes", &MemoryPlan::weights_bytes)
-      .def_readonly("block_bytes", &MemoryPlan::block_bytes)
-      .def_readonly("num_blocks", &MemoryPlan::num_blocks)
-      .def_readonly("kv_cache_bytes", &MemoryPlan::kv_cache_bytes)
-      .def_readonly("workspace_bytes", &MemoryPlan::workspace_bytes)
-      .def_readonly("num_host_blocks", &MemoryPlan::num_host_blocks)
-      .def_readonly("swap_bytes", &MemoryPlan::swap_bytes)
-      .def_readonly("total_bytes", &MemoryPlan::total_bytes);
+  Record<MemoryPlan>(m, "MemoryPlan")
+      .read("weights_bytes", &MemoryPlan::weights_bytes)
+      .read("block_bytes", &MemoryPlan::block_bytes)
+      .read("num_blocks", &MemoryPlan::num_blocks)
+      .read("kv_cache_bytes", &MemoryPlan::kv_cache_bytes)
+      .read("workspace_bytes", &MemoryPlan::workspace_bytes)
+      .read("num_host_blocks", &MemoryPlan::num_host_blocks)
+      .read("swap_bytes", &MemoryPlan::swap_bytes)
+      .read("total_bytes", &MemoryPlan::total_bytes);
 }
 
 void bind_updates(py::module_& m) {
-  py::class_<RequestMetrics>(m, "RequestMetrics")
-      .def_readonly("queue_us", &RequestMetrics::queue_us)
-      .def_readonly("first_token_us", &RequestMetrics::first_token_us)
-      .def_readonly("total_us", &RequestMetrics::total_us)
-      .def_readonly("num_prompt_tokens", &RequestMetrics::num_prompt_tokens)
-      .def_readonly("num_cached_tokens", &RequestMetrics::num_cached_tokens)
-      .def_readonly("num_preemptions", &RequestMetrics::num_preemptions)
-      .def_readonly("num_recomputed_tokens", &RequestMetrics::num_recomputed_tokens)
+  Record<RequestMetrics>(m, "RequestMetrics")
+      .read("queue_us", &RequestMetrics::queue_us)
+      .read("first_token_us", &RequestMetrics::first_token_us)
+      .read("total_us", &RequestMetrics::total_us)
+      .read("num_prompt_tokens", &RequestMetrics::num_prompt_tokens)
+      .read("num_cached_tokens", &RequestMetrics::num_cached_tokens)
+      .read("num_preemptions", &RequestMetrics::num_preemptions)
+      .read("num_recomputed_tokens", &RequestMetrics::num_recomputed_tokens)
       .def_property_readonly("last_preemption", [](const RequestMetrics& metrics) {
         return optional_text(metrics.last_preemption);
       });
 
-  py::class_<PyUpdate>(m, "SequenceUpdate")
-      .def_readonly("request_id", &PyUpdate::request_id)
-      .def_readonly("index", &PyUpdate::index)
-      .def_readonly("new_tokens", &PyUpdate::new_tokens)
-      .def_readonly("logprobs", &PyUpdate::logprobs)
-      .def_readonly("prompt_logprobs", &PyUpdate::prompt_logprobs)
-      .def_readonly("cumulative_logprob", &PyUpdate::cumulative_logprob)
-      .def_readonly("score", &PyUpdate::score)
-      .def_readonly("finish_reason", &PyUpdate::finish_reason)
-      .def_readonly("stop_token", &PyUpdate::stop_token)
-      .def_readonly("explanation", &PyUpdate::explanation)
-      .def_readonly("metrics", &PyUpdate::metrics);
+  Record<PyUpdate>(m, "SequenceUpdate")
+      .read("request_id", &PyUpdate::request_id)
+      .read("index", &PyUpdate::index)
+      .read("new_tokens", &PyUpdate::new_tokens)
+      .read("logprobs", &PyUpdate::logprobs)
+      .read("prompt_logprobs", &PyUpdate::prompt_logprobs)
+      .read("cumulative_logprob", &PyUpdate::cumulative_logprob)
+      .read("score", &PyUpdate::score)
+      .read("finish_reason", &PyUpdate::finish_reason)
+      .read("stop_token", &PyUpdate::stop_token)
+      .read("explanation", &PyUpdate::explanation)
+      .read("metrics", &PyUpdate::metrics);
 }
 
 // Destroys an engine without the GIL: freeing the cache takes time, and other threads may run.

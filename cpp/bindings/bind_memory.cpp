@@ -9,6 +9,7 @@
 
 #include "cpp/bindings/bindings.h"
 #include "cpp/bindings/left_tower.h"
+#include "cpp/bindings/record.h"
 #include "pagedcore/block_allocator.h"
 #include "pagedcore/block_table.h"
 #include "pagedcore/error.h"
@@ -106,11 +107,11 @@ void bind_table(py::module_& m) {
 
 void bind_cache(py::module_& m) {
   using C = PrefixCache;
-  py::class_<PrefixMatch>(m, "PrefixMatch")
-      .def_readonly("num_tokens", &PrefixMatch::num_tokens)
-      .def_readonly("blocks", &PrefixMatch::blocks)
-      .def_readonly("partial_block", &PrefixMatch::partial_block)
-      .def_readonly("partial_tokens", &PrefixMatch::partial_tokens);
+  Record<PrefixMatch>(m, "PrefixMatch")
+      .read("num_tokens", &PrefixMatch::num_tokens)
+      .read("blocks", &PrefixMatch::blocks)
+      .read("partial_block", &PrefixMatch::partial_block)
+      .read("partial_tokens", &PrefixMatch::partial_tokens);
   py::class_<C>(m, "PrefixCache")
       .def(py::init<BlockAllocator&, std::int32_t, int>(), py::arg("allocator"),
            py::arg("block_size"), py::arg("hash_bits") = 64, py::keep_alive<1, 2>())

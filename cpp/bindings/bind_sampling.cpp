@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "cpp/bindings/bindings.h"
-#include "cpp/bindings/keywords.h"
+#include "cpp/bindings/record.h"
 #include "pagedcore/backend.h"
 #include "pagedcore/error.h"
 #include "pagedcore/sampling_ops.h"
@@ -35,22 +35,22 @@ struct OwnedSampleRow : SampleRow {
 using Pairs = std::vector<std::pair<TokenId, std::int32_t>>;
 
 void bind_sample_row(py::module_& m) {
-  py::class_<OwnedSampleRow> type(m, "SampleRow");
-  def_keyword_init(type);
-  type.def_readwrite("logit_row", &OwnedSampleRow::logit_row)
-      .def_readwrite("temperature", &OwnedSampleRow::temperature)
-      .def_readwrite("top_k", &OwnedSampleRow::top_k)
-      .def_readwrite("top_p", &OwnedSampleRow::top_p)
-      .def_readwrite("min_p", &OwnedSampleRow::min_p)
-      .def_readwrite("repetition_penalty", &OwnedSampleRow::repetition_penalty)
-      .def_readwrite("presence_penalty", &OwnedSampleRow::presence_penalty)
-      .def_readwrite("frequency_penalty", &OwnedSampleRow::frequency_penalty)
-      .def_readwrite("seed", &OwnedSampleRow::seed)
-      .def_readwrite("position", &OwnedSampleRow::position)
-      .def_readwrite("num_top", &OwnedSampleRow::num_top)
-      .def_readwrite("given_token", &OwnedSampleRow::given_token)
-      .def_readwrite("allowed", &OwnedSampleRow::owned_allowed)
-      .def_readwrite("banned", &OwnedSampleRow::owned_banned)
+  Record<OwnedSampleRow>(m, "SampleRow")
+      .keyword_init()
+      .read_write("logit_row", &OwnedSampleRow::logit_row)
+      .read_write("temperature", &OwnedSampleRow::temperature)
+      .read_write("top_k", &OwnedSampleRow::top_k)
+      .read_write("top_p", &OwnedSampleRow::top_p)
+      .read_write("min_p", &OwnedSampleRow::min_p)
+      .read_write("repetition_penalty", &OwnedSampleRow::repetition_penalty)
+      .read_write("presence_penalty", &OwnedSampleRow::presence_penalty)
+      .read_write("frequency_penalty", &OwnedSampleRow::frequency_penalty)
+      .read_write("seed", &OwnedSampleRow::seed)
+      .read_write("position", &OwnedSampleRow::position)
+      .read_write("num_top", &OwnedSampleRow::num_top)
+      .read_write("given_token", &OwnedSampleRow::given_token)
+      .read_write("allowed", &OwnedSampleRow::owned_allowed)
+      .read_write("banned", &OwnedSampleRow::owned_banned)
       .def_property(
           "seen",
           [](const OwnedSampleRow& self) {
@@ -129,29 +129,29 @@ void set_early_stopping(SamplingParams& params, const std::variant<bool, std::st
 }  // namespace
 
 void bind_sampling(py::module_& m) {
-  py::class_<SamplingParams> type(m, "SamplingParams");
-  def_keyword_init(type);
-  type.def_readwrite("n", &SamplingParams::n)
-      .def_readwrite("best_of", &SamplingParams::best_of)
-      .def_readwrite("temperature", &SamplingParams::temperature)
-      .def_readwrite("top_p", &SamplingParams::top_p)
-      .def_readwrite("top_k", &SamplingParams::top_k)
-      .def_readwrite("min_p", &SamplingParams::min_p)
-      .def_readwrite("seed", &SamplingParams::seed)
-      .def_readwrite("max_tokens", &SamplingParams::max_tokens)
-      .def_readwrite("min_tokens", &SamplingParams::min_tokens)
-      .def_readwrite("stop_token_ids", &SamplingParams::stop_token_ids)
-      .def_readwrite("ignore_eos", &SamplingParams::ignore_eos)
-      .def_readwrite("repetition_penalty", &SamplingParams::repetition_penalty)
-      .def_readwrite("presence_penalty", &SamplingParams::presence_penalty)
-      .def_readwrite("frequency_penalty", &SamplingParams::frequency_penalty)
-      .def_readwrite("logit_bias", &SamplingParams::logit_bias)
-      .def_readwrite("allowed_token_ids", &SamplingParams::allowed_token_ids)
-      .def_readwrite("bad_token_ids", &SamplingParams::bad_token_ids)
-      .def_readwrite("logprobs", &SamplingParams::logprobs)
-      .def_readwrite("prompt_logprobs", &SamplingParams::prompt_logprobs)
-      .def_readwrite("beam_width", &SamplingParams::beam_width)
-      .def_readwrite("length_penalty", &SamplingParams::length_penalty)
+  Record<SamplingParams>(m, "SamplingParams")
+      .keyword_init()
+      .read_write("n", &SamplingParams::n)
+      .read_write("best_of", &SamplingParams::best_of)
+      .read_write("temperature", &SamplingParams::temperature)
+      .read_write("top_p", &SamplingParams::top_p)
+      .read_write("top_k", &SamplingParams::top_k)
+      .read_write("min_p", &SamplingParams::min_p)
+      .read_write("seed", &SamplingParams::seed)
+      .read_write("max_tokens", &SamplingParams::max_tokens)
+      .read_write("min_tokens", &SamplingParams::min_tokens)
+      .read_write("stop_token_ids", &SamplingParams::stop_token_ids)
+      .read_write("ignore_eos", &SamplingParams::ignore_eos)
+      .read_write("repetition_penalty", &SamplingParams::repetition_penalty)
+      .read_write("presence_penalty", &SamplingParams::presence_penalty)
+      .read_write("frequency_penalty", &SamplingParams::frequency_penalty)
+      .read_write("logit_bias", &SamplingParams::logit_bias)
+      .read_write("allowed_token_ids", &SamplingParams::allowed_token_ids)
+      .read_write("bad_token_ids", &SamplingParams::bad_token_ids)
+      .read_write("logprobs", &SamplingParams::logprobs)
+      .read_write("prompt_logprobs", &SamplingParams::prompt_logprobs)
+      .read_write("beam_width", &SamplingParams::beam_width)
+      .read_write("length_penalty", &SamplingParams::length_penalty)
       .def_property("early_stopping", &early_stopping, &set_early_stopping)
       .def("validate", &SamplingParams::validate, py::arg("vocab_size"));
 

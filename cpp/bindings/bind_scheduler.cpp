@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "cpp/bindings/bindings.h"
-#include "cpp/bindings/keywords.h"
 #include "cpp/bindings/left_tower.h"
+#include "cpp/bindings/record.h"
 #include "pagedcore/contiguous_kv_manager.h"
 #include "pagedcore/error.h"
 #include "pagedcore/sequence.h"
@@ -121,22 +121,22 @@ void bind_scheduler_enums(py::module_& m) {
 
 void bind_scheduler_config(py::module_& m) {
   using C = SchedulerConfig;
-  py::class_<C> config(m, "SchedulerConfig");
-  def_keyword_init(config);
-  config.def_readwrite("num_blocks", &C::num_blocks)
-      .def_readwrite("block_size", &C::block_size)
-      .def_readwrite("max_num_seqs", &C::max_num_seqs)
-      .def_readwrite("max_num_batched_tokens", &C::max_num_batched_tokens)
-      .def_readwrite("max_model_len", &C::max_model_len)
-      .def_readwrite("enable_prefix_caching", &C::enable_prefix_caching)
-      .def_readwrite("num_host_blocks", &C::num_host_blocks)
-      .def_readwrite("preemption_mode", &C::preemption_mode)
-      .def_readwrite("tail_preemption", &C::tail_preemption)
-      .def_readwrite("partial_admission", &C::partial_admission)
-      .def_readwrite("headroom", &C::headroom)
-      .def_readwrite("watermark", &C::watermark)
-      .def_readwrite("headroom_tokens", &C::headroom_tokens)
-      .def_readwrite("max_waiting", &C::max_waiting);
+  Record<C>(m, "SchedulerConfig")
+      .keyword_init()
+      .read_write("num_blocks", &C::num_blocks)
+      .read_write("block_size", &C::block_size)
+      .read_write("max_num_seqs", &C::max_num_seqs)
+      .read_write("max_num_batched_tokens", &C::max_num_batched_tokens)
+      .read_write("max_model_len", &C::max_model_len)
+      .read_write("enable_prefix_caching", &C::enable_prefix_caching)
+      .read_write("num_host_blocks", &C::num_host_blocks)
+      .read_write("preemption_mode", &C::preemption_mode)
+      .read_write("tail_preemption", &C::tail_preemption)
+      .read_write("partial_admission", &C::partial_admission)
+      .read_write("headroom", &C::headroom)
+      .read_write("watermark", &C::watermark)
+      .read_write("headroom_tokens", &C::headroom_tokens)
+      .read_write("max_waiting", &C::max_waiting);
   py::class_<KvManager, std::shared_ptr<KvManager>>(m, "KvManager");
   py::class_<ContiguousKvManager, KvManager, std::shared_ptr<ContiguousKvManager>>(
       m, "ContiguousKvManager")
@@ -145,21 +145,21 @@ void bind_scheduler_config(py::module_& m) {
 }
 
 void bind_plan(py::module_& m) {
-  py::class_<PySpan>(m, "Span")
-      .def_readonly("sequence_id", &PySpan::sequence_id)
-      .def_readonly("request_id", &PySpan::request_id)
-      .def_readonly("context_len", &PySpan::context_len)
-      .def_readonly("query_len", &PySpan::query_len)
-      .def_readonly("first_changed_block", &PySpan::first_changed_block)
-      .def_readonly("reaches_end", &PySpan::reaches_end);
-  py::class_<PyPlan>(m, "StepPlan")
-      .def_readonly("swap_out", &PyPlan::swap_out)
-      .def_readonly("swap_in", &PyPlan::swap_in)
-      .def_readonly("copies", &PyPlan::copies)
-      .def_readonly("spans", &PyPlan::spans)
-      .def_readonly("num_tokens", &PyPlan::num_tokens)
-      .def_readonly("preempted", &PyPlan::preempted)
-      .def_readonly("capacity_exceeded", &PyPlan::capacity_exceeded);
+  Record<PySpan>(m, "Span")
+      .read("sequence_id", &PySpan::sequence_id)
+      .read("request_id", &PySpan::request_id)
+      .read("context_len", &PySpan::context_len)
+      .read("query_len", &PySpan::query_len)
+      .read("first_changed_block", &PySpan::first_changed_block)
+      .read("reaches_end", &PySpan::reaches_end);
+  Record<PyPlan>(m, "StepPlan")
+      .read("swap_out", &PyPlan::swap_out)
+      .read("swap_in", &PyPlan::swap_in)
+      .read("copies", &PyPlan::copies)
+      .read("spans", &PyPlan::spans)
+      .read("num_tokens", &PyPlan::num_tokens)
+      .read("preempted", &PyPlan::preempted)
+      .read("capacity_exceeded", &PyPlan::capacity_exceeded);
 }
 
 void bind_sequence(py::module_& m) {
@@ -170,8 +170,8 @@ void bind_sequence(py::module_& m) {
   const auto read_group = [](auto getter) {
     return [getter](const S& self) { return std::invoke(getter, self.get().group()); };
   };
-  py::class_<S>(m, "Sequence")
-      .def_readonly("id", &S::id)
+  Record<S>(m, "Sequence")
+      .read("id", &S::id)
       .def_property_readonly("request_id", read(&Sequence::request_id))
       .def_property_readonly("index", read(&Sequence::index))
       .def_property_readonly("tokens", read([](const Sequence& s) { return to_list(s.tokens()); }))

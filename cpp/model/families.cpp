@@ -82,7 +82,7 @@ const TensorNames& family(std::string_view architecture) {
     known += (known.empty() ? "" : ", ") + std::string(names.architecture);
   }
   detail::throw_invalid_argument(
-      detail::concat("architecture must be one of ", known, ", got '", architecture, "'"));
+      {"architecture must be one of ", known, ", got '", architecture, "'"});
 }
 
 std::vector<std::string> supported_architectures() {

@@ -35,43 +35,6 @@ SchedulerCore::~SchedulerCore() {
   for (const auto& [id, group] : groups_) kv_->release_salt(group->salt_);
 }
 
-void SchedulerCore::require_feasible(const GroupSpec& spec, std::int64_t num_tokens,
-                                     std::int32_t num_live) const {
-  PAGEDCORE_REQUIRE(num_tokens >= 1, "the prompt must have at least one token");
-  PAGEDCORE_REQUIRE(num_tokens <= config_.max_model_len, "the prompt has ", num_tokens,
-                    " tokens, max_model_len is ", config_.max_model_len);
-  PAGEDCORE_REQUIRE(spec.max_total_tokens >= 0, "max_total_tokens must not be negative, got ",
-                    spec.max_total_tokens);
-  PAGEDCORE_REQUIRE(spec.num_sequences >= 1, "num_sequences must be at least 1, got ",
-                    spec.num_sequences);
-  PAGEDCORE_REQUIRE(spec.num_sequences <= config_.max_num_seqs, "the request has ",
-                    spec.num_sequences, " sequences, max_num_seqs is ", config_.max_num_seqs);
-  PAGEDCORE_REQUIRE(spec.num_sequences <= config_.max_num_batched_tokens, "the request has ",
-                    spec.num_sequences, " sequences, max_num_batched_tokens is ",
-                    config_.max_num_batched_tokens);
-  PAGEDCORE_REQUIRE(!groups_.contains(spec.request_id), "request_id ", spec.request_id,
-                    " is in use");
-  const std::int32_t total =
-      spec.max_total_tokens > 0 ? spec.max_total_tokens : config_.max_model_len;
-  const std::int32_t needed =
-      kv_->min_blocks(static_cast<std::int32_t>(num_tokens), num_live, total);
-  const std::int32_t num_blocks = kv_->allocator().num_blocks();
-  PAGEDCORE_REQUIRE(needed <= num_blocks, "the request can never fit: ", num_tokens,
-                    " prompt tokens and the first output of ", num_live, " sequence(s) take ",
-                    needed, " blocks of ", kv_->block_size(), " tokens, the KV cache has ",
-                    num_blocks);
-  const auto quota = quotas_.find(std::string(spec.tenant));
-  PAGEDCORE_REQUIRE(quota == quotas_.end() || needed <= quota->second,
-                    "the request can never fit: it takes ", needed, " blocks of ",
-                    kv_->block_size(), " tokens, the quota of tenant '", spec.tenant, "' is ",
-                    quota->second);
-  if (config_.max_waiting > 0 &&
-      static_cast<std::int32_t>(waiting_.size()) >= config_.max_waiting) {
-    throw QueueFull(detail::concat("the waiting queue is full: ", waiting_.size(),
-                                   " requests wait, max_waiting is ", config_.max_waiting));
-  }
-}
-
 std::unique_ptr<Sequence> SchedulerCore::make_sequence(SequenceGroup& group,
                                                        std::vector<TokenId> tokens,
                                                        std::int32_t num_prompt_tokens) {

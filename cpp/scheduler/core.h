@@ -48,13 +48,10 @@ class SchedulerCore {
   std::vector<std::string> check_invariants() const;
 
  private:
-  using Queue = GroupQueue;
-  static Queue::key_type key(const SequenceGroup& g) { return {g.priority_, g.arrival_}; }
-  Queue& queue_of(const SequenceGroup& group);
+  static GroupQueue::key_type key(const SequenceGroup& g) { return {g.priority_, g.arrival_}; }
+  GroupQueue& queue_of(const SequenceGroup& group);
 
   // core.cpp: requests come and go
-  void require_feasible(const GroupSpec& spec, std::int64_t num_tokens,
-                        std::int32_t num_live) const;
   // Queues a group that fill(group) gives its sequences, or undoes it all.
   template <typename Fill>
   SequenceGroup& enqueue(const GroupSpec& spec, const Fill& fill);
@@ -86,6 +83,14 @@ class SchedulerCore {
   void extend_partially(SequenceGroup& group, std::int32_t num_blocks);
   void set_partial(SequenceGroup& group, bool is_partial);
   static Sequence* only_of(const SequenceGroup& group);
+  void plan_span(Sequence& sequence, std::int32_t num_tokens);
+  Span make_span(Sequence& sequence, std::int32_t num_tokens);
+  void leave_out_ended();
+  std::size_t repeat_spans();
+
+  // admit.cpp: who may come, and who begins to run
+  void require_feasible(const GroupSpec& spec, std::int64_t num_tokens,
+                        std::int32_t num_live) const;
   void admit();
   SequenceGroup* next_to_admit();  // or null; quotas make it pass over some
   bool gains_by_waiting(const SequenceGroup& group) const;
@@ -95,10 +100,6 @@ class SchedulerCore {
   bool try_run_partially(SequenceGroup& group);
   void start_running(SequenceGroup& group);
   void note_admission(SequenceGroup& group, std::int32_t num_brought);
-  void plan_span(Sequence& sequence, std::int32_t num_tokens);
-  Span make_span(Sequence& sequence, std::int32_t num_tokens);
-  void leave_out_ended();
-  std::size_t repeat_spans();
 
   // pressure.cpp: who gives way
   std::int32_t headroom(const SequenceGroup* except) const;  // blocks left to other running groups
@@ -136,8 +137,8 @@ class SchedulerCore {
   std::unordered_map<RequestId, std::unique_ptr<SequenceGroup>> groups_;
   std::unordered_map<SequenceId, Sequence*> sequences_;
   RunningList running_;
-  Queue resumed_;  // preempted and swapped groups: they run before anything that waits
-  Queue waiting_;
+  GroupQueue resumed_;  // preempted and swapped groups: they run before anything that waits
+  GroupQueue waiting_;
   std::vector<SequenceGroup*> catching_up_;  // scratch of schedule_running()
   std::vector<std::size_t> growing_;         // scratch of repeat_spans()
   std::vector<std::int32_t> free_rows_;

@@ -115,7 +115,7 @@ void SchedulerCore::check_queues(std::vector<std::string>& report) const {
     if ((group->state_ == GroupState::kFinished) != group->sequences_.empty()) {
       complain("request ", id, " has ", group->num_live(), " live sequences in the wrong state");
     }
-    const Queue& queue = group->state_ == GroupState::kWaiting ? waiting_ : resumed_;
+    const GroupQueue& queue = group->state_ == GroupState::kWaiting ? waiting_ : resumed_;
     const bool is_queued = group->state_ == GroupState::kRunning
                                ? std::ranges::count(running_, group.get()) == 1
                                : queue.contains(key(*group));

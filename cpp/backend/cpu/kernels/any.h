@@ -58,7 +58,7 @@ template <typename F>
 template <typename F>
 inline void for_each_row_range(ThreadPool& pool, std::int64_t rows, std::int64_t row_elements,
                                F&& f) {
-  constexpr std::int64_t kMinElements = 1 << 14;
+  constexpr std::int64_t kMinElements = 1 << 13;
   if (pool.size() == 1 || rows == 1 || rows * row_elements < kMinElements) {
     f(std::int64_t{0}, rows);
     return;

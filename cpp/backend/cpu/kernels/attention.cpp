@@ -8,9 +8,6 @@
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 namespace {
 
-// Rows of a pass from which on panels cost less than a few rows at a time.
-constexpr int kPanelRows = 17;
-
 // O: how keys and values are multiplied.
 template <typename O>
 class TaskRunner {
@@ -60,7 +57,8 @@ class TaskRunner {
     if (tiles.empty()) return;
     const int begin = rows_.first_of_span(pass.first_span);
     const int end = rows_.first_of_span(pass.end_span);
-    if (end - begin < kPanelRows) {
+    const int end_panels = begin + num_panel_rows(end - begin);
+    if (begin == end_panels) {
       walk(tiles, task_.first_head, task_.end_head, ahead, [&](std::int32_t index, int head) {
         const int first = rows_.first_of_head(head);
         if (index % kPartTiles == 0) rows_.close_parts(first + begin, first + end, index);
@@ -71,14 +69,15 @@ class TaskRunner {
     for (std::int32_t head = task_.first_head; head < task_.end_head; ++head) {
       const int first = rows_.first_of_head(head);
       const bool last = head + 1 == task_.end_head;
-      lay_queries(first + begin, first + end);
+      lay_queries(first + begin, first + end_panels);
       walk(tiles, head, head + 1, last ? ahead : Ahead{tiles, head + 1},
            [&](std::int32_t index, int) {
              const bool starts_part = index % kPartTiles == 0;
              if (starts_part && index > tiles.first) close_panels();
              if (starts_part) rows_.close_parts(first + begin, first + end, index);
              if (starts_part || index == tiles.first) open_panels(starts_part);
-             run_panels();
+             run_panels(end_panels == end);
+             run_few_rows(first + end_panels, first + end);
            });
       close_panels();
     }
@@ -232,7 +231,8 @@ class TaskRunner {
     }
   }
 
-  [[gnu::noinline]] void run_panels() {
+  // `fetches`: the next tile; a few rows fetch it themselves.
+  [[gnu::noinline]] void run_panels(bool fetches) {
     int begin = 0;
     int end = num_panel_rows_;
     while (begin < end && !sees(first_panel_row_ + begin)) ++begin;
@@ -245,36 +245,36 @@ class TaskRunner {
     const int end_panel = (end + kLanes - 1) / kLanes;
     while (panel < end_panel) {
       with_panels(end_panel - panel, [&](auto count) {
-        run_panel_group<count.value>(panel, panel == first);
+        run_panel_group<count.value>(panel, fetches && panel == first);
         panel += count.value;
       });
     }
   }
 
-  // V panels from `panel` on; the first ones of a tile fetch the next.
+  // V panels from `panel` on.
   template <int V>
   void run_panel_group(int panel, bool fetches) {
     const std::int64_t width = job_.width;
     const std::int64_t size = width * kLanes;
-    const std::int64_t stride = keys_.stride / static_cast<std::int64_t>(sizeof(Element));
+    constexpr int kKeys = keys_of_block(V);
+    const Element* rows[kKeys];
     const Panels<const Element> query{scratch_.query_panels + panel * size, size};
-    for (int k = tile_.begin / kPanelKeys * kPanelKeys; k < tile_.end; k += kPanelKeys) {
-      const Element* key = keys_.row<Element>(k);
-      if (fetches) prefetch_next(k);
-      multiply_panels<O, V>({key, key + stride, key + 2 * stride, key + 3 * stride}, O::kPerWord,
-                            query, job_.head_dim / O::kPerWord,
+    for (int k = tile_.begin / kKeys * kKeys; k < tile_.end; k += kKeys) {
+      for (int r = 0; r < kKeys; ++r) rows[r] = keys_.row<Element>(k + r);
+      for (int r = 0; fetches && r < kKeys; r += 4) prefetch_next(k + r);
+      multiply_panels<O, V>(rows, O::kPerWord, query, job_.head_dim / O::kPerWord,
                             {scratch_.scores + k * kLanes, kTile * kLanes}, false);
     }
     for (int v = 0; v < V; ++v) weigh_panel_of_tile(panel + v, v);
     const int begin = tile_.begin / O::kPerWord * O::kPerWord;
     const std::int64_t words = (tile_.end - begin + O::kPerWord - 1) / O::kPerWord;
     const Panels<const Element> weights{scratch_.weights + begin * kLanes, kTile * kLanes};
-    for (std::int64_t d = 0; d < job_.head_dim; d += kPanelKeys) {
-      const Element* value = scratch_.value_words + begin * width + d * O::kPerWord;
-      multiply_panels<O, V>(
-          {value, value + O::kPerWord, value + 2 * O::kPerWord, value + 3 * O::kPerWord},
-          width * O::kPerWord, weights, words,
-          {scratch_.value_panels + panel * size + d * kLanes, size}, true);
+    for (std::int64_t d = 0; d < job_.head_dim; d += kKeys) {
+      for (int r = 0; r < kKeys; ++r) {
+        rows[r] = scratch_.value_words + begin * width + (d + r) * O::kPerWord;
+      }
+      multiply_panels<O, V>(rows, width * O::kPerWord, weights, words,
+                            {scratch_.value_panels + panel * size + d * kLanes, size}, true);
     }
   }
 

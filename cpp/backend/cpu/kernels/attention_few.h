@@ -3,6 +3,7 @@
 #include <cstddef>
 
 #include "cpp/backend/cpu/kernels/attention_words.h"
+#include "cpp/backend/cpu/kernels/caches.h"
 
 // Attention of a few query rows to a tile, with positions in the lanes: keys and values are used
 // where they lie, so that the time is that of reading them.
@@ -10,7 +11,6 @@ namespace pagedcore::cpu::PAGEDCORE_ISA {
 
 // Rows that registers hold sums of.
 inline constexpr int kFewRows = 4;
-inline constexpr int kLineBytes = 64;
 
 // The keys, or values, of a tile, and those of the tile that is read next, so that they come while
 // this one is worked on.

@@ -6,10 +6,23 @@
 // side, so that a key's word meets all of them at once and no softmax looks across lanes.
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
-// Keys, or numbers of values, that one block of a product has, and the most panels: AVX2 has 16
-// registers for the sums, the others 32.
-inline constexpr int kPanelKeys = 4;
+// The most panels of a product: AVX2 has 16 registers for the sums, the others 32.
 inline constexpr int kMaxPanels = kNumRegisters == 16 ? 3 : 4;
+
+// Keys, or numbers of values, that one block of a product has: for sums enough to hide their
+// latency.
+inline constexpr int keys_of_block(int panels) { return panels == 1 ? 8 : 4; }
+
+// Rows from which on panels take less time than a few rows at a time.
+inline constexpr int kPanelRows = 17;
+
+// Of some rows those that make up panels; not the last ones where they would fill half of one or
+// less.
+inline constexpr int num_panel_rows(int rows) {
+  const int last = rows % kLanes;
+  if (rows < kPanelRows) return 0;
+  return last > kLanes / 2 ? rows : rows - last;
+}
 
 // Panels `stride` elements apart.
 template <typename Element>
@@ -39,15 +52,15 @@ template <typename F>
   }
 }
 
-// c[v] = a b[v], or c[v] += a b[v], for panels v: rows a[r] of words `step` elements apart, b
-// [words] [kLanes] words, c [kPanelKeys][kLanes]. Each sum runs over the words in order.
-template <typename O, int V>
-[[gnu::noinline]] void multiply_panels(const typename O::Element* const (&a)[kPanelKeys],
-                                       std::int64_t step, Panels<const typename O::Element> b,
-                                       std::int64_t words, Panels<float> c, bool add) {
-  Vec sums[kPanelKeys][V];
-#pragma GCC unroll 4
-  for (int r = 0; r < kPanelKeys; ++r) {
+// c[v] = a b[v], or c[v] += a b[v], for panels v: K rows a[r] of words `step` elements apart, b
+// [words] [kLanes] words, c [K][kLanes]. Each sum runs over the words in order.
+template <typename O, int V, int K>
+[[gnu::noinline]] void multiply_panels(const typename O::Element* (&a)[K], std::int64_t step,
+                                       Panels<const typename O::Element> b, std::int64_t words,
+                                       Panels<float> c, bool add) {
+  Vec sums[K][V];
+#pragma GCC unroll 8
+  for (int r = 0; r < K; ++r) {
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
       sums[r][v] = add ? load(c.data + v * c.stride + r * kLanes) : zero();
@@ -59,15 +72,15 @@ template <typename O, int V>
     for (int v = 0; v < V; ++v) {
       columns[v] = O::load_words(b.data + v * b.stride + i * (kLanes * O::kPerWord));
     }
-#pragma GCC unroll 4
-    for (int r = 0; r < kPanelKeys; ++r) {
+#pragma GCC unroll 8
+    for (int r = 0; r < K; ++r) {
       const Vec word = O::splat_word(a[r] + i * step);
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) sums[r][v] = O::multiply_add(word, columns[v], sums[r][v]);
     }
   }
-#pragma GCC unroll 4
-  for (int r = 0; r < kPanelKeys; ++r) {
+#pragma GCC unroll 8
+  for (int r = 0; r < K; ++r) {
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) store(c.data + v * c.stride + r * kLanes, sums[r][v]);
   }

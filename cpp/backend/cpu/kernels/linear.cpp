@@ -12,9 +12,9 @@ constexpr std::int64_t kAlignment = 64;
 
 std::int64_t round_up(std::int64_t n, std::int64_t step) { return (n + step - 1) / step * step; }
 
-// Rows a multiple of 1 KiB apart fall into few sets of the L1 cache: several of them, read side by
+// Rows a multiple of 2 KiB apart fall into few sets of the L1 cache: several of them, read side by
 // side, push each other out.
-bool aliases(std::int64_t row_bytes) { return row_bytes % 1024 == 0; }
+bool aliases(std::int64_t row_bytes) { return row_bytes % 2048 == 0; }
 // Further apart by this much, eight rows lie evenly over all sets.
 constexpr std::int64_t kSpreadBytes = 512;
 

@@ -15,8 +15,6 @@ inline constexpr int kTileBlocks = 2;
 inline constexpr int kQuantizedTileRows = kNumRegisters >= 32 ? 8 : 4;
 // Blocks side by side in a line: one row of x meets them together.
 inline constexpr int kLineBlocks = kBlockOutputs / kLanes;
-// How far ahead one row fetches weights into L2.
-inline constexpr std::int64_t kAheadBytes = 4096;
 
 template <typename F>
 class QuantizedShare : public LinearShare<F> {
@@ -36,7 +34,7 @@ class QuantizedShare : public LinearShare<F> {
     rows_of_x(row_, 1, 0, &x);
     const QuantizedRows rows = quantized_rows(row_, 1);
     const auto fetch = [](const char* w)
-                           __attribute__((always_inline)) { prefetch_l2(w + kAheadBytes); };
+                           __attribute__((always_inline)) { prefetch_l2(w + kStreamAheadBytes); };
     for (int i = 0; i < panel.num_blocks; i += kLineBlocks) {
       const Block<F>* blocks[kLineBlocks];
       blocks_from<kLineBlocks>(panel, i, blocks);

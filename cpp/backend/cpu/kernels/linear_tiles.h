@@ -1,5 +1,6 @@
 #pragma once
 
+#include "cpp/backend/cpu/kernels/caches.h"
 #include "cpp/backend/cpu/kernels/linear_formats.h"
 #include "pagedcore/ops.h"
 
@@ -8,7 +9,6 @@
 // and its row of x only.
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
-inline constexpr std::int64_t kLineBytes = 64;
 // Bytes of a row of x in a segment: several rows stay in the L1 cache, a panel's rows in L2.
 inline constexpr std::int64_t kSegmentBytes = 3072;
 // Rows of a packed panel lie so far apart, so that they do not push each other out of the cache.
@@ -162,9 +162,6 @@ template <int R, int V>
 [[gnu::always_inline]] inline void add_totals(const Vec (&acc)[R][V], bool first, float* sums) {
   first ? put_totals<true>(acc, sums) : put_totals<false>(acc, sums);
 }
-
-// How far ahead of a stream its weights are fetched into L2, on processors that stop at pages.
-inline constexpr std::int64_t kStreamAheadBytes = 8192;
 
 // The products of one row of x and one of weights, which are part of a stream.
 template <typename F, bool kFetchesAhead>

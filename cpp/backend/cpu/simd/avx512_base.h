@@ -47,14 +47,13 @@ inline float sum(Vec a) {
     halves[i] = _mm512_mask_blend_ps(0xff00, a[i], b[i]) + _mm512_shuffle_f32x4(a[i], b[i], 0x4e);
   }
   const auto add_quads = [](Vec x, Vec y) __attribute__((always_inline)) {
-    const Vec others = _mm512_mask_blend_ps(0xf0f0, y, x);
-    return _mm512_mask_blend_ps(0xf0f0, x, y) + _mm512_shuffle_f32x4(others, others, 0xb1);
+    return _mm512_shuffle_f32x4(x, y, 0x88) + _mm512_shuffle_f32x4(x, y, 0xdd);
   };
   const Vec x = add_quads(halves[0], halves[1]);
   const Vec y = add_quads(halves[2], halves[3]);
   const Vec pairs = _mm512_mask_blend_ps(0xcccc, x, y) + _mm512_shuffle_ps(x, y, 0x4e);
   const Vec sums = pairs + _mm512_permute_ps(pairs, 0xb1);
-  const __m512i order = _mm512_setr_epi32(0, 4, 2, 6, 8, 12, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+  const __m512i order = _mm512_setr_epi32(0, 8, 2, 10, 4, 12, 6, 14, 0, 0, 0, 0, 0, 0, 0, 0);
   const __m256 both = _mm512_castps512_ps256(_mm512_permutexvar_ps(order, sums));
   _mm_storeu_ps(out_a, _mm256_castps256_ps128(both));
   _mm_storeu_ps(out_b, _mm256_extractf128_ps(both, 1));
