@@ -17,8 +17,9 @@ namespace pagedcore::cuda {
 //
 // Each role walks the pieces of the list by itself. The loading warp goes ahead through the groups
 // of all, as far as the ring reaches: the tokens of earlier steps come before the step's own are
-// there. By one tensor copy a group and 128 bytes of a row (sm_90, blocks of 16 tokens or more),
-// else by cp.async.
+// there, and a few more of them into the L2 cache, so that memory has work until the kernel before
+// this one has ended. By one tensor copy a group and 128 bytes of a row (sm_90, blocks of 16 tokens
+// or more), else by cp.async.
 //
 // Item of one sequence: warp w takes each kChains'th group of a split, its chain; the chains are
 // merged in order, by the merging warp while the next split is computed, by the computing ones
