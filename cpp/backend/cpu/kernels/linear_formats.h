@@ -86,6 +86,8 @@ struct QuantizedFormat {
   static constexpr int kLineBytes = 4 * kBlockOutputs;
   static constexpr int kLineInputs = 4 * kUnits;
   static constexpr int kOffset = weight_offset(kBits == 8 ? DType::kInt8 : DType::kInt4);
+  // What weights are too large by when they are multiplied: kOffset or nothing.
+  static constexpr int kOffsetInProducts = kBits == 8 ? kOffset - Bytes::kDotOffset : kOffset;
 
   static constexpr std::int64_t weight_bytes(std::int64_t inputs) { return inputs * kBits / 8; }
   // Units of unsigned bytes.

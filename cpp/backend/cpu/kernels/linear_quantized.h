@@ -17,7 +17,7 @@ struct QuantizedTile {
   const std::int32_t* sums;   // the same
 };
 
-// Sums of a group for R rows and V blocks before any product is added. Unpacked weights are too
+// Sums of a group for R rows and V blocks before any product is added. Multiplied weights are too
 // large by their offset and their zero point: the products by that times the sum of the inputs.
 template <typename F, int R, int V>
 [[gnu::always_inline]] inline void start_group(const Block<F>* const* blocks, std::int64_t group,
@@ -26,7 +26,9 @@ template <typename F, int R, int V>
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sums[r][v] = Bytes::splat_sum(x_sums[r]);
+    for (int v = 0; v < V; ++v) {
+      sums[r][v] = Bytes::splat_sum(F::kOffsetInProducts == 0 ? 0 : x_sums[r]);
+    }
   }
   if (blocks[0]->zero_points == nullptr) return;
 #pragma GCC unroll 4

@@ -30,11 +30,10 @@ class QuantizedShare : public LinearShare<F> {
 
   // The blocks of a thread lie one behind the other, so that what is fetched ahead is the next one.
   void stream(const Panel<F>& panel, const Panel<F>&) {
-    if (params_.num_rows == 1) {
-      stream_rows<1, kLineBlocks, 1>(panel);
-    } else {
-      stream_tile(panel);
+    if constexpr (kLineBlocks == 1) {
+      if (params_.num_rows > 1) return stream_tile(panel);
     }
+    stream_rows<1, kLineBlocks, 1>(panel);
     finish(panel, row_, Base::num_rows(), sums_);
   }
 
@@ -99,6 +98,7 @@ class QuantizedShare : public LinearShare<F> {
       if (Base::num_rows() > R) return stream_tile<R + 2>(panel);
     }
     stream_rows<R, 1, kQuantizedTileRows>(panel);
+    finish(panel, row_, Base::num_rows(), sums_);
   }
 
   // The inputs [k, k_end) of a panel, for the tile of rows from `row` on.

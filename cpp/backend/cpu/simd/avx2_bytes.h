@@ -36,22 +36,24 @@ struct Bytes {
   static Sums multiply(Sums a, Sums b) { return _mm256_mullo_epi32(a, b); }
   static Sums add(Sums a, Sums b) { return _mm256_add_epi32(a, b); }
   static Vec to_float(Sums a) { return _mm256_cvtepi32_ps(a); }
-  // In each unit, sums plus the four products of an unsigned byte of a and a signed byte of b;
-  // exact.
+  // What dot() takes from the bytes of a: pairs of products of unsigned bytes would not fit 16
+  // bits.
+  static constexpr int kDotOffset = 128;
+  // In each unit, sums plus the four products of an unsigned byte of a, less kDotOffset, and a
+  // signed byte of b, not -128; exact.
   static Sums dot(Sums sums, Vec a, Vec b) {
-    // Pairs of products of whole bytes would not fit 16 bits.
-    const __m256i high = pairs(high_nibbles(a), b);
-    return _mm256_add_epi32(dot_nibbles(sums, low_nibbles(a), b),
-                            _mm256_madd_epi16(high, _mm256_set1_epi16(16)));
+    const __m256i x = _mm256_xor_si256(_mm256_castps_si256(a), _mm256_set1_epi8(-128));
+    return add_pairs(sums, _mm256_abs_epi8(x), _mm256_sign_epi8(_mm256_castps_si256(b), x));
   }
-  // The same for bytes of a below 16.
+  // The same for bytes of a below 16, of which nothing is taken.
   static Sums dot_nibbles(Sums sums, Vec a, Vec b) {
-    return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs(a, b), _mm256_set1_epi16(1)));
+    return add_pairs(sums, _mm256_castps_si256(a), _mm256_castps_si256(b));
   }
 
  private:
-  static __m256i pairs(Vec a, Vec b) {
-    return _mm256_maddubs_epi16(_mm256_castps_si256(a), _mm256_castps_si256(b));
+  static Sums add_pairs(Sums sums, __m256i a, __m256i b) {
+    const __m256i pairs = _mm256_maddubs_epi16(a, b);
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
 };
 

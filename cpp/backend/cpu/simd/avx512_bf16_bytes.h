@@ -6,6 +6,7 @@
 namespace pagedcore::cpu::PAGEDCORE_ISA {
 
 struct Bytes : BytesBase {
+  static constexpr int kDotOffset = 0;
   static Sums dot(Sums sums, Vec a, Vec b) {
     return _mm512_dpbusd_epi32(sums, _mm512_castps_si512(a), _mm512_castps_si512(b));
   }

@@ -31,6 +31,7 @@ struct Bytes {
   static Sums multiply(Sums a, Sums b) { return vmulq_s32(a, b); }
   static Sums add(Sums a, Sums b) { return vaddq_s32(a, b); }
   static Vec to_float(Sums a) { return vcvtq_f32_s32(a); }
+  static constexpr int kDotOffset = 0;
   static Sums dot(Sums sums, Vec a, Vec b) {
     const uint8x16_t x = vreinterpretq_u8_f32(a);
     const int8x16_t y = vreinterpretq_s8_f32(b);
