@@ -54,7 +54,7 @@ struct Decoder::Impl {
 
   void check(const ForwardBatch& batch, const KvCacheView& cache) const;
   void embed(const ForwardBatch& batch);
-  // The layers, which read the operand and leave that of the next.
+  // A layer: project_qkv() reads the operand, mlp() leaves that of the next layer.
   void project_qkv(const ForwardBatch& batch, const KvCacheView& cache, std::int64_t layer);
   void attention(const ForwardBatch& batch, const KvCacheView& cache, std::int64_t layer);
   // `next`: the norm before the next layer, null after the last one.
@@ -91,7 +91,7 @@ struct Decoder::Impl {
   Buffer workspace;
   Buffer rope;
   std::int64_t num_rows = 0;               // of the residual
-  bool only_logit_rows = false;            // in the residual, of the step's tokens
+  bool only_logit_rows = false;            // whether the residual has no other rows any more
   const float* operand_squares = nullptr;  // where the operand's norm is begun only
 };
 

@@ -11,7 +11,7 @@ namespace {
 // behind the arithmetic, few enough for what belongs to them to stay in L2.
 constexpr std::int32_t kUnitRows = 128;
 // Rows that lie side by side in the lanes of a vector, of which none should be idle.
-constexpr std::int32_t kPanelRows = 16;
+constexpr std::int32_t kLaneRows = 16;
 // Rows of one span from which on it gains nothing from sharing tiles with others.
 constexpr std::int32_t kLongSpanRows = 32;
 // Rows of a task over all its KV heads.
@@ -143,9 +143,8 @@ void AttentionPlan::add_units(const Layout& layout, int num_threads) {
   const auto num_spans = static_cast<std::int32_t>(spans_.size());
   const std::int64_t even =
       layout.batch.num_tokens * std::int64_t{layout.num_kv_heads} / (kTasksPerThread * num_threads);
-  const std::int64_t rows =
-      std::clamp<std::int64_t>(ceil_div<std::int64_t>(even * layout.group, kPanelRows) * kPanelRows,
-                               kLongSpanRows, kUnitRows);
+  const std::int64_t rows = std::clamp<std::int64_t>(
+      ceil_div<std::int64_t>(even * layout.group, kLaneRows) * kLaneRows, kLongSpanRows, kUnitRows);
   for (std::int32_t first = 0, end = 0; first < num_spans; first = end) {
     std::int64_t queries = 0;
     do {

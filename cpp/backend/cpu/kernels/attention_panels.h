@@ -14,13 +14,13 @@ inline constexpr int kMaxPanels = kNumRegisters == 16 ? 3 : 4;
 inline constexpr int keys_of_block(int panels) { return panels == 1 ? 8 : 4; }
 
 // Rows from which on panels take less time than a few rows at a time.
-inline constexpr int kPanelRows = 17;
+inline constexpr int kLeastPanelRows = 17;
 
 // Of some rows those that make up panels; not the last ones where they would fill half of one or
 // less.
 inline constexpr int num_panel_rows(int rows) {
   const int last = rows % kLanes;
-  if (rows < kPanelRows) return 0;
+  if (rows < kLeastPanelRows) return 0;
   return last > kLanes / 2 ? rows : rows - last;
 }
 
